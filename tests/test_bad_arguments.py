@@ -1,0 +1,150 @@
+"""An argument out of range is refused before training, with its name and the given value."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SMALL
+from envs_for_tests import AnyActionEnv, StrictBoxEnv
+from gymnasium import spaces
+from stable_baselines3 import SAC
+
+from sb3_diffusion import DiffusionSACPolicy
+
+MakeModel = Callable[..., Any]
+NAN, INF = float("nan"), float("inf")
+
+
+def refused(name: str, value: Any) -> Any:
+    """The error must carry the argument's name and its value."""
+    shown = rf"(?<![\w.]){re.escape(str(value))}(?![\w.])"
+    return pytest.raises(ValueError, match=rf"(?s){name}.*{shown}|{shown}.*{name}")
+
+
+BAD_POLICY_ARGUMENTS = [
+    *(("diffusion_steps", value) for value in (0, -1, 2.5, NAN, INF, "4", None)),
+    *(("n_critics", value) for value in (0, -1)),
+    *(("prior_std", value) for value in (0, 0.0, -1.0, NAN, INF, "wide")),
+    *(("kernel", value) for value in ("ddpm", "", None, 1)),
+    *(("noise_schedule", value) for value in ("quadratic", "", None, 3)),
+    *(("noise_schedule", [0.1, 0.2, bad, 0.3]) for bad in (0.0, 1.0, -0.1, 1.5, NAN, INF)),
+    *(("beta_min", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, INF, "small")),
+    *(("beta_max", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, -INF)),
+]
+
+
+@pytest.mark.parametrize("name, value", BAD_POLICY_ARGUMENTS)
+def test_a_policy_argument_out_of_range_is_refused(make_model: MakeModel, name: str, value: Any) -> None:
+    with refused(name, value):
+        make_model(policy_kwargs={"diffusion_steps": 4, name: value})
+
+
+@pytest.mark.parametrize("name, value", BAD_POLICY_ARGUMENTS[::5])
+def test_unchanged_sac_refuses_them_too(name: str, value: Any) -> None:
+    with refused(name, value):
+        SAC(DiffusionSACPolicy, StrictBoxEnv(), policy_kwargs={name: value}, **SMALL)
+
+
+@pytest.mark.parametrize("betas", [[0.1, 0.2, 0.3], [0.1] * 5, []], ids=len)
+def test_as_many_betas_as_diffusion_steps_are_required(make_model: MakeModel, betas: list[float]) -> None:
+    with refused("noise_schedule", betas):
+        make_model(policy_kwargs=dict(diffusion_steps=4, noise_schedule=betas))
+
+
+@pytest.mark.parametrize("value", [0, -1, 5, 1.5, NAN, INF, "2", None])
+def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: MakeModel, value: Any) -> None:
+    with refused("latents_per_state", value):
+        make_model(latents_per_state=value, policy_kwargs=dict(diffusion_steps=4))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("learning_rate", NAN),
+        ("learning_rate", INF),
+        ("learning_rate", -1e-3),
+        ("tau", NAN),
+        ("tau", -0.1),
+        ("tau", 1.5),
+        ("gamma", NAN),
+        ("gamma", -0.1),
+        ("gamma", 1.5),
+        ("ent_coef", NAN),
+        ("ent_coef", INF),
+        ("ent_coef", -0.5),
+        ("ent_coef", "banana"),
+        ("ent_coef", "auto_-1"),
+        ("ent_coef", "auto_0"),
+        ("ent_coef", "auto_nan"),
+        ("ent_coef", "auto_inf"),
+        ("ent_coef", "auto_x"),
+        ("target_entropy", NAN),
+        ("target_entropy", INF),
+        ("target_entropy", "banana"),
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("learning_starts", -1),
+        ("train_freq", 0),
+        ("buffer_size", 0),
+        ("n_steps", 0),
+        ("target_update_interval", 0),
+    ],
+)
+def test_an_algorithm_argument_out_of_range_is_refused(make_model: MakeModel, name: str, value: Any) -> None:
+    with refused(name, value):
+        make_model(**{name: value})
+
+
+def test_gsde_is_refused_with_a_clear_message(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
+        make_model(use_sde=True)
+    with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
+        DiffusionSACPolicy(StrictBoxEnv().observation_space, StrictBoxEnv().action_space, lambda _: 1e-3, use_sde=True)
+    with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
+        SAC(DiffusionSACPolicy, StrictBoxEnv(), use_sde=True, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([3, 2]),
+        spaces.MultiBinary(2),
+        spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.Box(np.float32([-1.0, -np.inf]), np.float32([1.0, 1.0])),
+        spaces.Dict({"part": spaces.Box(-1.0, 1.0, (1,))}),
+    ],
+    ids=str,
+)
+def test_an_action_space_that_is_not_a_bounded_box_is_refused(make_model: MakeModel, action_space: spaces.Space) -> None:
+    with pytest.raises((AssertionError, ValueError), match=r"(?i)action space"):
+        make_model(AnyActionEnv(action_space))
+
+
+def test_an_unknown_policy_or_argument_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="LstmPolicy"):
+        make_model(policy="LstmPolicy")
+    with pytest.raises(TypeError, match="difusion_steps"):
+        make_model(policy_kwargs=dict(difusion_steps=3))
+    with pytest.raises(TypeError, match="latents"):
+        make_model(latents=3)
+
+
+def test_arguments_given_to_load_are_checked_too(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(policy_kwargs=dict(diffusion_steps=3))
+    model.save(tmp_path / "model")
+    with refused("latents_per_state", 4):
+        type(model).load(tmp_path / "model", latents_per_state=4)
+    with refused("use_sde", True):
+        type(model).load(tmp_path / "model", use_sde=True)
+
+
+def test_the_values_at_the_edge_of_the_ranges_are_accepted(make_model: MakeModel) -> None:
+    policy_kwargs = dict(diffusion_steps=2, prior_std=1e-3, beta_min=1e-6, beta_max=1 - 1e-6)
+    model = make_model(latents_per_state=2, tau=1.0, gamma=0.0, ent_coef=0.0, policy_kwargs=policy_kwargs)
+    assert model.learn(10)._n_updates == 2
+    assert make_model(gamma=1.0, tau=0.0, target_entropy=2.0, learning_rate=0.0).learn(10)._n_updates == 2
+    assert make_model(policy_kwargs=dict(beta_min=0.3, beta_max=0.3)).learn(10)._n_updates == 2

@@ -1,0 +1,371 @@
+"""Saving, loading, copying: everything that training has changed survives, and nothing else does."""
+
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch as th
+from conftest import differing, flat_tensors, full_state, observations, optimizers, scatter_weights
+from envs_for_tests import CountingExtractor, StrictBoxEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+MakeModel = Callable[..., Any]
+
+# Every option away from its default, so that one that is forgotten in a file changes the predictions or the training.
+UNUSUAL_POLICY: dict[str, Any] = dict(
+    net_arch=dict(pi=[12, 8], qf=[10]),
+    activation_fn=th.nn.Tanh,
+    diffusion_steps=3,
+    prior_std=0.7,
+    kernel="euler",
+    noise_schedule="geometric",
+    beta_min=0.1,
+    beta_max=0.6,
+    learn_schedule=True,
+    learn_variance=False,
+    state_dependent_readout=False,
+    n_critics=3,
+    features_extractor_class=CountingExtractor,
+    features_extractor_kwargs=dict(features_dim=7),
+    share_features_extractor=True,
+    optimizer_class=th.optim.AdamW,
+    optimizer_kwargs=dict(weight_decay=0.01, eps=1e-5),
+)
+
+
+def predictions(predictor: Any, obs: np.ndarray) -> np.ndarray:
+    """Deterministic and stochastic predictions, the latter from a fixed seed."""
+    deterministic = predictor.predict(obs, deterministic=True)[0]
+    th.manual_seed(5)
+    return np.concatenate([deterministic, predictor.predict(obs)[0]])
+
+
+def train_from_the_same_random_state(model: Any, gradient_steps: int = 5) -> dict[str, Any]:
+    if getattr(model, "_logger", None) is None:
+        model.set_logger(configure(None, [""]))
+    model.set_random_seed(9)
+    model.train(gradient_steps, 8)
+    return full_state(model)
+
+
+@pytest.fixture(params=[{}, UNUSUAL_POLICY, {"diffusion_steps": 1}], ids=["default", "unusual", "one step"])
+def model(request: pytest.FixtureRequest, make_model: MakeModel) -> Any:
+    return make_model(StrictBoxEnv([-3.0, 0.0], [5.0, 0.5]), policy_kwargs=request.param).learn(20)
+
+
+@pytest.fixture
+def files(model: Any, tmp_path: Path) -> Path:
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    return tmp_path
+
+
+def reload(model: Any, files: Path) -> Any:
+    loaded = type(model).load(files / "model", env=DummyVecEnv([lambda: StrictBoxEnv([-3.0, 0.0], [5.0, 0.5])]))
+    loaded.load_replay_buffer(files / "buffer")
+    return loaded
+
+
+# Whole models
+
+
+def test_a_loaded_model_has_the_same_parameters_optimizers_and_predictions(model: Any, files: Path) -> None:
+    loaded = reload(model, files)
+    assert not differing(full_state(model), full_state(loaded))
+    assert (loaded.num_timesteps, loaded._n_updates) == (20, 12)
+    assert loaded.latents_per_state == model.latents_per_state
+    obs = observations(model)
+    assert np.array_equal(predictions(model, obs), predictions(loaded, obs))
+
+
+def test_gradient_steps_after_a_load_equal_those_without_it(model: Any, files: Path) -> None:
+    loaded = reload(model, files)
+    start = full_state(model)
+    uninterrupted = train_from_the_same_random_state(model)
+    assert differing(start, uninterrupted)
+    assert not differing(uninterrupted, train_from_the_same_random_state(loaded))
+
+
+def test_learning_continued_after_a_load_equals_uninterrupted_learning(model: Any, files: Path) -> None:
+    loaded = reload(model, files)
+    for one in (model, loaded):
+        # Both arms begin an episode and a random stream here; everything else must come from the file.
+        one._last_obs = None
+        one.set_random_seed(9)
+        one.learn(15, reset_num_timesteps=False)
+    assert not differing(full_state(model), full_state(loaded))
+    assert np.array_equal(model.replay_buffer.observations, loaded.replay_buffer.observations)
+    assert (model.num_timesteps, model._n_updates) == (loaded.num_timesteps, loaded._n_updates) == (35, 27)
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import torch as th
+
+th.set_num_threads(1)
+from conftest import observations
+from test_save_load import predictions, reload, train_from_the_same_random_state
+
+import sb3_diffusion
+
+files = Path(sys.argv[2])
+model = getattr(sb3_diffusion, sys.argv[3]).load(files / "model")
+loaded = reload(model, files)
+before = predictions(loaded, observations(loaded))
+th.save((before, train_from_the_same_random_state(loaded)), files / "result.pt")
+"""
+
+
+def test_another_process_predicts_and_trains_the_same(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(StrictBoxEnv([-3.0, 0.0], [5.0, 0.5])).learn(20)
+    scatter_weights(model.policy)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    arguments = [str(Path(__file__).parent), str(tmp_path), type(model).__name__]
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, *arguments], check=True, timeout=120)
+    predicted, trained = th.load(tmp_path / "result.pt", weights_only=False)
+    assert np.array_equal(predicted, predictions(model, observations(model)))
+    assert not differing(trained, train_from_the_same_random_state(model))
+
+
+def test_a_model_can_be_loaded_without_an_environment_and_given_one_later(model: Any, files: Path) -> None:
+    loaded = type(model).load(files / "model")
+    obs = observations(model)
+    assert np.array_equal(predictions(model, obs), predictions(loaded, obs))
+    loaded.set_env(StrictBoxEnv([-3.0, 0.0], [5.0, 0.5]))
+    loaded.learn(12, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 32
+
+
+def test_a_model_saves_to_any_kind_of_path_and_to_a_stream(trained: Any, tmp_path: Path) -> None:
+    for path, expected in (
+        (tmp_path / "plain", "plain.zip"),
+        (str(tmp_path / "given.zip"), "given.zip"),
+        (tmp_path / "run_v1.5", "run_v1.5"),
+    ):
+        trained.save(path)
+        assert (tmp_path / expected).is_file()
+        assert type(trained).load(path).num_timesteps == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given.zip", "plain.zip", "run_v1.5"]
+    stream = io.BytesIO()
+    trained.save(stream)
+    stream.seek(0)
+    assert not differing(full_state(trained), full_state(type(trained).load(stream)))
+
+
+@pytest.mark.filterwarnings("ignore:Path:UserWarning")
+def test_a_missing_folder_is_created_and_a_folder_in_the_way_is_avoided(trained: Any, tmp_path: Path) -> None:
+    trained.save(tmp_path / "new" / "folder" / "model")
+    assert type(trained).load(tmp_path / "new" / "folder" / "model.zip").num_timesteps == 20
+    (tmp_path / "taken.zip").mkdir()
+    trained.save(tmp_path / "taken.zip")
+    assert type(trained).load(tmp_path / "taken.zip_2").num_timesteps == 20
+
+
+def test_saving_through_a_symbolic_link_writes_its_target(trained: Any, tmp_path: Path) -> None:
+    (tmp_path / "target.zip").write_bytes(b"older")
+    (tmp_path / "latest.zip").symlink_to("target.zip")
+    trained.save(tmp_path / "latest")
+    assert (tmp_path / "latest.zip").is_symlink()
+    assert type(trained).load(tmp_path / "target").num_timesteps == 20
+
+
+def test_saving_and_loading_need_no_warning(trained: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    trained.save(tmp_path / "model")
+    type(trained).load(tmp_path / "model", env=trained.env)
+    assert not [str(warning.message) for warning in recwarn.list]
+
+
+def test_the_file_holds_networks_and_optimizers_only_as_state_dicts(model: Any, files: Path) -> None:
+    data, parameters, tensors = load_from_zip_file(files / "model")
+    assert set(parameters) == set(model.get_parameters())
+    assert set(tensors or {}) == {"log_ent_coef"}
+    heavy = [key for key, value in data.items() if isinstance(value, (th.nn.Module, th.Tensor, th.optim.Optimizer))]
+    assert not heavy
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("cannot be pickled")
+
+
+def test_a_failed_save_leaves_the_earlier_file_intact(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained.save(tmp_path / "model")
+    trained.save_replay_buffer(tmp_path / "buffer")
+    earlier = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    trained.custom_attribute = Unpicklable()
+    with pytest.raises(RuntimeError, match="cannot be pickled"):
+        trained.save(tmp_path / "model")
+    del trained.custom_attribute
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(th, "save", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            trained.save(tmp_path / "model")
+    trained.replay_buffer.custom_attribute = Unpicklable()
+    with pytest.raises(RuntimeError, match="cannot be pickled"):
+        trained.save_replay_buffer(tmp_path / "buffer")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == earlier
+
+
+def test_custom_objects_replace_what_the_file_holds(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(learning_rate=lambda remaining: 1e-3 * remaining).learn(12)
+    model.save(tmp_path / "model")
+    custom_objects = dict(learning_rate=2e-5, lr_schedule=lambda _: 2e-5, gamma=0.5)
+    loaded = type(model).load(tmp_path / "model", env=model.env, custom_objects=custom_objects)
+    assert (loaded.learning_rate, loaded.gamma) == (2e-5, 0.5)
+    loaded.learn(4, reset_num_timesteps=False)
+    loaded.train(1, 4)
+    rates = {group["lr"] for optimizer in optimizers(loaded).values() for group in optimizer.param_groups}
+    assert rates == {2e-5}
+
+
+def test_keyword_arguments_of_load_replace_what_the_file_holds(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model().learn(12)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=model.env, latents_per_state=3, batch_size=4, seed=1)
+    assert (loaded.latents_per_state, loaded.batch_size, loaded.seed) == (3, 4, 1)
+    loaded.learn(10, reset_num_timesteps=False)
+
+
+def test_vec_normalize_and_several_environments_survive_saving(make_model: MakeModel, tmp_path: Path) -> None:
+    env = VecNormalize(make_vec_env(StrictBoxEnv, 2))
+    model = make_model(env, gradient_steps=-1).learn(20)
+    model.save(tmp_path / "model")
+    env.save(str(tmp_path / "normalize.pkl"))
+    env = VecNormalize.load(str(tmp_path / "normalize.pkl"), make_vec_env(StrictBoxEnv, 2))
+    loaded = type(model).load(tmp_path / "model", env=env)
+    assert loaded.get_vec_normalize_env() is env
+    loaded.learn(24, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 44
+
+
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy"])
+def test_image_and_dict_models_survive_saving(make_model: MakeModel, tmp_path: Path, policy: str) -> None:
+    image_env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)
+    env = image_env if policy == "CnnPolicy" else SimpleMultiObsEnv(discrete_actions=False)
+    model = make_model(env, policy, buffer_size=10)
+    scatter_weights(model.policy, scale=0.02)
+    obs = env.observation_space.sample()
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=env)
+    assert np.array_equal(predictions(model, obs), predictions(loaded, obs))
+    type(model.policy).load(save_policy(model.policy, tmp_path))
+    assert np.array_equal(predictions(model, obs), predictions(type(model.policy).load(tmp_path / "policy"), obs))
+
+
+# Parameters
+
+
+def save_policy(policy: Any, folder: Path) -> Path:
+    policy.save(folder / "policy")
+    return folder / "policy"
+
+
+def test_parameters_have_exactly_the_documented_names(make_model: MakeModel) -> None:
+    names = {"policy", "actor.optimizer", "critic.optimizer"}
+    assert set(make_model().get_parameters()) == names | {"diffusion_value.optimizer", "ent_coef_optimizer"}
+    assert set(make_model(ent_coef=0.2).get_parameters()) == names | {"diffusion_value.optimizer"}
+    assert set(make_model(policy_kwargs=dict(diffusion_steps=1)).get_parameters()) == names | {"ent_coef_optimizer"}
+
+
+def test_set_parameters_restores_a_model_exactly(model: Any) -> None:
+    saved = deepcopy(model.get_parameters())
+    model.train(3, 8)
+    assert differing(flat_tensors(saved), flat_tensors(model.get_parameters()))
+    model.set_parameters(saved)
+    assert not differing(flat_tensors(saved), flat_tensors(model.get_parameters()))
+
+
+def test_set_parameters_reads_them_from_a_file(model: Any, files: Path) -> None:
+    before = flat_tensors(model.get_parameters())
+    model.train(3, 8)
+    model.set_parameters(files / "model")
+    assert not differing(before, flat_tensors(model.get_parameters()))
+
+
+def test_set_parameters_refuses_unknown_and_missing_names(trained: Any) -> None:
+    parameters = trained.get_parameters()
+    with pytest.raises(ValueError):
+        trained.set_parameters({**parameters, "unknown": {}})
+    for name in parameters:
+        missing = {other: state for other, state in parameters.items() if other != name}
+        with pytest.raises(ValueError):
+            trained.set_parameters(missing)
+        trained.set_parameters(missing, exact_match=False)
+
+
+def test_uniform_noise_in_every_weight_gives_finite_predictions_that_survive_saving(model: Any, tmp_path: Path) -> None:
+    # SB3's own tests do this, so schedule constants must not be in the state dict, nor integers, which rand_like refuses.
+    noisy = {}
+    for name, state in model.get_parameters().items():
+        if "optim" in name:
+            noisy[name] = state
+        else:
+            noisy[name] = {key: th.rand_like(tensor) for key, tensor in state.items()}
+    model.set_parameters(noisy)
+    obs = observations(model)
+    expected = predictions(model, obs)
+    assert np.isfinite(expected).all()
+    model.save(tmp_path / "model")
+    assert np.array_equal(predictions(type(model).load(tmp_path / "model"), obs), expected)
+    policy = type(model.policy).load(save_policy(model.policy, tmp_path))
+    assert np.array_equal(predictions(policy, obs), expected)
+
+
+# Policies and actors alone
+
+
+def test_policy_and_actor_files_predict_the_same(model: Any, tmp_path: Path) -> None:
+    scatter_weights(model.policy)
+    obs = observations(model)
+    expected = predictions(model, obs)
+    model.policy.save(tmp_path / "policy")
+    model.actor.save(tmp_path / "actor")
+    for alone in (type(model.policy).load(tmp_path / "policy"), type(model.actor).load(tmp_path / "actor")):
+        assert np.array_equal(predictions(alone, obs), expected)
+
+
+def test_a_loaded_policy_is_built_as_the_saved_one(model: Any, tmp_path: Path) -> None:
+    loaded = type(model.policy).load(save_policy(model.policy, tmp_path))
+    assert not differing(flat_tensors(model.policy.state_dict()), flat_tensors(loaded.state_dict()))
+    assert str(loaded) == str(model.policy)
+    assert loaded.share_features_extractor == model.policy.share_features_extractor
+    assert loaded.optimizer_class is model.policy.optimizer_class
+    assert loaded.optimizer_kwargs == model.policy.optimizer_kwargs
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_a_policy_survives_pickling(model: Any, pickler: Any) -> None:
+    scatter_weights(model.policy)
+    obs = observations(model)
+    copy = pickle.loads(pickler.dumps(model.policy))
+    assert np.array_equal(predictions(copy, obs), predictions(model, obs))
+
+
+def test_a_copied_policy_is_independent_of_the_original(model: Any) -> None:
+    copy = deepcopy(model.policy)
+    obs = observations(model)
+    expected = predictions(model, obs)
+    assert np.array_equal(predictions(copy, obs), expected)
+    scatter_weights(copy)
+    assert not np.array_equal(predictions(copy, obs), expected)
+    assert np.array_equal(predictions(model, obs), expected)
