@@ -44,8 +44,8 @@ class StrictBoxEnv(gym.Env):
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        if not self.action_space.contains(action):
-            raise AssertionError(f"{action!r} ({action.dtype}) is not in {self.action_space}")
+        if not self.action_space.contains(np.asarray(action)):
+            raise AssertionError(f"{action!r} is not in {self.action_space}")
         self.point = 0.9 * self.point + 0.1 * float(np.mean(action)) + 0.01 * self.np_random.standard_normal(3)
         self.point = np.clip(self.point, -10.0, 10.0)
         self.n_steps += 1
