@@ -1,0 +1,72 @@
+"""TurningDoubleWell, the paper's environment in which left and right are equally good everywhere."""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+
+def _heading_vectors() -> np.ndarray:
+    angles = np.deg2rad(45.0 * np.arange(8))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    vectors.setflags(write=False)
+    return vectors
+
+
+class TurningDoubleWell(gym.Env[np.ndarray, np.ndarray]):
+    """
+    A walker in the plane that sees its heading and chooses a turn (arXiv 2512.02019).
+
+    The action a in [-1, 1] asks for a turn of 90°·a and is paid for how close it is to the better of ±45°
+    (:meth:`reward`). The turn that is executed then is +45° (counterclockwise) for a ≥ 0 and -45° for a < 0, followed by
+    a move of length 1. So there are eight headings, and in each of them both turns are equally good: a policy shows
+    whether it keeps both solutions by its actions, not by its return.
+
+    The observation is the heading as a unit vector, float32 of shape (2,). The first heading is random; an episode never
+    terminates (``TurningDoubleWell-v0`` truncates it after 200 steps). ``info`` holds ``heading`` in degrees, ``position``
+    of shape (2,) and, after a step, ``turn``, the executed turn in degrees.
+    """
+
+    #: Unit vectors of the eight headings 0°, 45° … 315°, shape (8, 2): every observation there is.
+    HEADINGS: ClassVar[np.ndarray] = _heading_vectors()
+
+    def __init__(self) -> None:
+        self.action_space = spaces.Box(-1.0, 1.0, (1,))
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,))
+        # An index instead of an angle: headings stay the same eight however many turns are added up.
+        self._heading = 0
+        self._position = np.zeros(2)
+
+    @staticmethod
+    def reward(actions: npt.ArrayLike) -> np.ndarray:
+        """
+        With ``x = a²``, its optimum ``x* = 1/4`` and ``h = 0.85``: ``h + (1 - h) (1 - (1 - x / x*)²)`` up to the optimum and
+        ``1 - ((x - x*) / (1 - x*))²`` beyond, that is 0.85 straight ahead, 1 at ±45° and 0 at ±90°.
+
+        :param actions: actions of any shape
+        :return: the reward of each, float64 of the same shape
+        """
+        x, optimum, straight = np.square(np.asarray(actions, dtype=np.float64)), 0.25, 0.85
+        inside = straight + (1 - straight) * (1 - (1 - x / optimum) ** 2)
+        return np.where(x <= optimum, inside, 1 - ((x - optimum) / (1 - optimum)) ** 2)
+
+    def _observation(self) -> np.ndarray:
+        return self.HEADINGS[self._heading].copy()
+
+    def _info(self) -> dict[str, Any]:
+        return {"heading": 45.0 * self._heading, "position": self._position.copy()}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._heading = int(self.np_random.integers(8))
+        self._position = np.zeros(2)
+        return self._observation(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        direction = 1 if action[0] >= 0 else -1
+        self._heading = (self._heading + direction) % 8
+        self._position += self.HEADINGS[self._heading]
+        info = self._info() | {"turn": 45.0 * direction}
+        return self._observation(), float(self.reward(action[0])), False, False, info
