@@ -1,0 +1,83 @@
+"""Pictures of what a policy samples; they need matplotlib, but no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
+from sb3_diffusion.evaluation.density import RewardFunction, boltzmann_density, total_variation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, temperature: float) -> Figure:
+    """
+    Histograms of sampled actions against the exact optimal density, one panel for each policy.
+
+    :param samples: by the name of the policy, its sampled actions in [-1, 1], any shape
+    :param reward_fn: reward of an array of actions, of the same shape
+    :param temperature: τ, in units of reward per nat, above 0
+    :return: the figure; save it with ``figure.savefig(path)``
+    :raises ValueError: for samples outside [-1, 1] or none, or a temperature out of range
+    """
+    from matplotlib.figure import Figure
+
+    grid = np.linspace(-1.0, 1.0, 501)
+    exact = boltzmann_density(reward_fn, temperature, grid)
+    figure = Figure(figsize=(4.5 * len(samples), 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(samples), sharey=True, squeeze=False)[0]
+    for panel, (name, actions) in zip(panels, samples.items(), strict=True):
+        panel.hist(
+            np.ravel(actions), bins=80, range=(-1, 1), density=True, color="tab:blue", alpha=0.6, label="sampled actions"
+        )
+        panel.plot(grid, exact, color="black", label=f"exact, exp(r / {temperature:g}) / Z")
+        panel.set_title(f"{name}: total variation {total_variation(actions, reward_fn, temperature):.2f}")
+        panel.set_xlabel("action")
+        panel.set_xlim(-1, 1)
+        panel.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
+    panels[0].set_ylabel("density")
+    panels[0].legend(loc="upper center", fontsize="small")
+    panels[0].set_ylim(top=1.25 * max(panels[0].get_ylim()[1], exact.max()))
+    return figure
+
+
+def plot_turns(actions: Mapping[str, np.ndarray]) -> Figure:
+    """
+    What policies sample in each heading of TurningDoubleWell, beside each other, over the exact reward.
+
+    :param actions: by the name of the policy, its actions in units of 90° as :func:`turn_mass` draws them, shape (8, n)
+    :return: the figure; save it with ``figure.savefig(path)``
+    :raises ValueError: if an array does not have eight rows
+    """
+    from matplotlib.figure import Figure
+
+    for name, array in actions.items():
+        if np.ndim(array) != 2 or len(array) != 8:
+            raise ValueError(f"actions[{name!r}] has shape {np.shape(array)}; allowed: (8, n), one row for each heading")
+    grid = np.linspace(-1.0, 1.0, 401)
+    figure = Figure(figsize=(13, 5.6), dpi=120, layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True, sharey=True)
+    for heading, panel in enumerate(panels.flat):
+        for name, array in actions.items():
+            panel.hist(90 * array[heading], bins=45, range=(-90, 90), density=True, alpha=0.55, label=name)
+        panel.set_title(f"heading {45 * heading}°")
+        panel.set_xticks([-90, -45, 0, 45, 90])
+        panel.set_xlim(-90, 90)
+        right = panel.twinx()
+        right.plot(90 * grid, TurningDoubleWell.reward(grid), color="black", linewidth=1, label="exact reward")
+        right.set_ylim(0, 1.05)
+        if heading % 4 == 3:
+            right.set_ylabel("reward")
+        else:
+            right.set_yticks([])
+    for panel in panels[:, 0]:
+        panel.set_ylabel("density per degree")
+    for panel in panels[1]:
+        panel.set_xlabel("turn in degrees")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles + right.get_lines(), [*labels, "exact reward"], loc="outside upper center", ncols=len(labels) + 1)
+    return figure
