@@ -1,0 +1,276 @@
+"""The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
+from torch import nn
+
+from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.validation import check_choice, check_number
+from sb3_diffusion.diffusion import (
+    KERNELS,
+    KernelTables,
+    NoiseSchedule,
+    log_ratio,
+    make_betas,
+    prior_log_prob,
+    reverse_step,
+    sample_chain,
+    squashed_readout,
+)
+
+# Bounds of the two denoiser heads. They keep every chain finite in float32, whatever the weights, and are far from where
+# trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
+MAX_DRIFT = 50.0
+MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
+# Deterministic prediction: fixed antithetic starting points besides zero, and how often each is noised and denoised again.
+N_MODE_START_PAIRS = 4
+N_MODE_SWEEPS = 3
+
+
+class PolicySample(NamedTuple):
+    """
+    A batch of sampled chains and what they end in.
+
+    ``actions`` (B, d) in [-1, 1]; ``latents`` (K + 1, B, d), ``x^0 … x^K``; ``log_ratios`` (K, B), ``ℓ_1 … ℓ_K`` in nats, the
+    first with the read-out's term; ``path_log_prob`` (B,), ``log p(x^K) + Σ_k ℓ_k``, whose mean is minus the path entropy.
+    """
+
+    actions: th.Tensor
+    latents: th.Tensor
+    log_ratios: th.Tensor
+    path_log_prob: th.Tensor
+
+
+class DiffusionActor(Actor):
+    """
+    A squashed diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the
+    action. With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained
+    diffusion *is* SAC's squashed Gaussian. Source: arXiv 2512.02019; docs/method.md.
+
+    Parameters not listed are those of :class:`stable_baselines3.sac.policies.Actor`.
+
+    :param diffusion_steps: K ≥ 1
+    :param prior_std: ν > 0
+    :param kernel: "vp" (exact variance-preserving kernels) or "euler" (the paper's)
+    :param noise_schedule: "linear", "geometric", "cosine", or the betas ``β_1 … β_K``
+    :param beta_min: β_1 of the linear and geometric schedules, in (0, 1)
+    :param beta_max: β_K of the linear and geometric schedules, in (0, 1)
+    :param learn_schedule: learn one β per step and action dimension, starting from the schedule
+    :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
+    :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
+    :raises ValueError: for an argument out of range, and for ``use_sde=True``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: nn.Module,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        use_sde: bool = False,
+        log_std_init: float = -3,
+        full_std: bool = True,
+        use_expln: bool = False,
+        clip_mean: float = 2.0,
+        normalize_images: bool = True,
+        diffusion_steps: int = 4,
+        prior_std: float = 1.0,
+        kernel: str = "vp",
+        noise_schedule: str | Sequence[float] = "linear",
+        beta_min: float = 0.05,
+        beta_max: float = 0.2,
+        learn_schedule: bool = False,
+        learn_variance: bool = True,
+        state_dependent_readout: bool = True,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
+        check_number("diffusion_steps", diffusion_steps, 1, integer=True)
+        check_number("prior_std", prior_std, 0, exclusive=True)
+        check_choice("kernel", kernel, KERNELS)
+        betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch,
+            features_extractor,
+            features_dim,
+            activation_fn,
+            use_sde,
+            log_std_init,
+            full_std,
+            use_expln,
+            clip_mean,
+            normalize_images,
+        )
+        self.diffusion_steps = diffusion_steps
+        self.prior_std = prior_std
+        self.diffusion_kwargs = dict(
+            diffusion_steps=diffusion_steps,
+            prior_std=prior_std,
+            kernel=kernel,
+            noise_schedule=noise_schedule,
+            beta_min=beta_min,
+            beta_max=beta_max,
+            learn_schedule=learn_schedule,
+            learn_variance=learn_variance,
+            state_dependent_readout=state_dependent_readout,
+        )
+        self.learn_variance = learn_variance
+        self.state_dependent_readout = state_dependent_readout
+        self.action_dim = get_action_dim(action_space)
+        self.schedule = NoiseSchedule(betas, self.action_dim, prior_std, kernel, learn_schedule)
+        n_heads = 2 if learn_variance else 1
+        self.denoiser = StepConditionedMLP(
+            features_dim, self.action_dim, diffusion_steps, n_heads * self.action_dim, net_arch, activation_fn
+        )
+        # f = g = 0: the reverse process starts as the noising process run backwards.
+        last_layers = [self.denoiser.output_layer]
+        if state_dependent_readout:
+            last_layers += [self.mu, self.log_std]  # type: ignore[list-item]
+        else:
+            del self.latent_pi, self.mu, self.log_std
+        for layer in last_layers:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        starts = np.random.default_rng(0).standard_normal((N_MODE_START_PAIRS, self.action_dim))
+        starts = np.concatenate([np.zeros((1, self.action_dim)), starts, -starts])
+        self.register_buffer("mode_starts", th.as_tensor(starts, dtype=th.float32), persistent=False)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(self.diffusion_kwargs)
+        return data
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
+        """:raises NotImplementedError: always; a diffusion policy is no Gaussian with a mean and a standard deviation"""
+        raise NotImplementedError(
+            "A diffusion policy has no mean and standard deviation: use action_log_prob(obs) for actions with the path "
+            "log-probability, or sample(features) for whole chains"
+        )
+
+    def readout(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Location and log-scale of the read-out.
+
+        :param features: (B, features_dim)
+        :return: ``m`` and ``log c``, each (B, d), or (1, d) zeros without the state-dependent read-out
+        """
+        if not self.state_dependent_readout:
+            zeros = features.new_zeros(1, self.action_dim)
+            return zeros, zeros
+        latent_pi = self.latent_pi(features)
+        log_scale = self.log_std(latent_pi)  # type: ignore[operator]
+        return self.mu(latent_pi), th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
+
+    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The heads of the reverse kernel.
+
+        :param condition: (B, width), ``denoiser.condition(features)``
+        :param latents: (B, d), ``x^k``
+        :param steps: k, (B,) or one integer
+        :return: drift ``f`` and log-scale ``g``, each (B, d)
+        """
+        heads = self.denoiser(condition, latents / self.prior_std, steps)
+        if not self.learn_variance:
+            return heads.clamp(-MAX_DRIFT, MAX_DRIFT), th.zeros_like(heads)
+        drift, log_scale = heads.chunk(2, dim=-1)
+        return drift.clamp(-MAX_DRIFT, MAX_DRIFT), log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+
+    def sample(self, features: th.Tensor, noise: th.Tensor | None = None) -> PolicySample:
+        """
+        Sample one chain per row, with the graph through all K steps unless gradients are off.
+
+        :param features: (B, features_dim)
+        :param noise: (K + 1, B, d) standard normal, drawn from the global generator if not given
+        :return: actions, latents, log-ratios and the path log-probability
+        """
+        if noise is None:
+            noise = th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
+        condition = self.denoiser.condition(features)
+        chain = sample_chain(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
+        actions, readout_log_ratio = squashed_readout(chain.latents[0], *self.readout(features))
+        log_ratios = th.cat([(chain.log_ratios[0] + readout_log_ratio).unsqueeze(0), chain.log_ratios[1:]])
+        return PolicySample(actions, chain.latents, log_ratios, chain.prior_log_prob + log_ratios.sum(dim=0))
+
+    def reverse_step(
+        self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        One fresh reverse step from given latents, without the read-out's term.
+
+        :param features: (B, features_dim)
+        :param latents: (B, d), ``x^k``
+        :param steps: (B,), k
+        :return: ``x^{k-1}`` (B, d) and ``ℓ_k`` (B,)
+        """
+        drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
+        tables = KernelTables(*(table[steps - 1] for table in self.schedule()))
+        return reverse_step(latents, drift, log_scale, tables, th.randn_like(latents))
+
+    def mode(self, features: th.Tensor) -> th.Tensor:
+        """
+        A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
+
+        Several fixed prior points (zero among them) go down the noise-free chain; then each end point is repeatedly scaled back
+        to ``x^K`` along the noise-free noising process and denoised again, which moves it to the centre of the mode it belongs
+        to. The end point with the highest path log-density wins. The noise-free chain from zero alone would end *between* the
+        modes of a symmetric policy; there the learned variance is large, so that its density is low and it loses.
+
+        :param features: (B, features_dim)
+        :return: actions (B, d) in [-1, 1]
+        """
+        batch_size, n_starts, steps = features.shape[0], self.mode_starts.shape[0], self.diffusion_steps  # type: ignore[operator]
+        condition = self.denoiser.condition(features).repeat_interleave(n_starts, dim=0)
+        tables = self.schedule()
+        # signal[k]: how much of x^0 is left in the mean of x^k
+        signal = th.cat([th.ones_like(tables.retain[:1]), tables.retain.cumprod(dim=0)])
+        latents = self.prior_std * self.mode_starts.repeat(batch_size, 1)  # type: ignore[operator]
+        for sweep in range(N_MODE_SWEEPS):
+            if sweep > 0:
+                latents = signal[-1] * latents
+            for k in range(steps, 0, -1):
+                drift, _ = self.denoise(condition, latents, k)
+                latents = tables.retain[k - 1] * latents + tables.drift_scale[k - 1] * drift
+        # Density of the path from x^0 through the means of the noising process, all steps in one batch.
+        path = signal.unsqueeze(1) * latents
+        k = th.arange(1, steps + 1, device=features.device).repeat_interleave(latents.shape[0])
+        drift, log_scale = self.denoise(condition.repeat(steps, 1), path[1:].flatten(0, 1), k)
+        step_tables = KernelTables(*(table[k - 1] for table in tables))
+        mean = step_tables.retain * path[1:].flatten(0, 1) + step_tables.drift_scale * drift
+        residual = (path[:-1].flatten(0, 1) - mean) / (step_tables.noise_std * log_scale.exp())
+        log_ratios = log_ratio(path[1:].flatten(0, 1), path[:-1].flatten(0, 1), residual, log_scale, step_tables)
+        score = prior_log_prob(path[-1], self.prior_std) + log_ratios.reshape(steps, -1).sum(dim=0)
+        best = score.reshape(batch_size, n_starts).argmax(dim=1)
+        latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
+        return squashed_readout(latents, *self.readout(features))[0]
+
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Sampled actions with the path log-probability, the graph going through the whole chain.
+
+        :param obs: observations
+        :return: actions (B, d) in [-1, 1]; ``log p(x^K) + Σ_k ℓ_k`` (B,), in expectation an upper bound on
+            ``log π(u|s)``: its mean is minus the path entropy
+        """
+        sample = self.sample(self.extract_features(obs, self.features_extractor))
+        return sample.actions, sample.path_log_prob
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param obs: observations
+        :param deterministic: the most likely action found (:meth:`mode`) instead of a sample
+        :return: actions (B, d) in [-1, 1]
+        """
+        features = self.extract_features(obs, self.features_extractor)
+        return self.mode(features) if deterministic else self.sample(features).actions

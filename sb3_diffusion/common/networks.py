@@ -1,0 +1,66 @@
+"""Networks that see a state, a latent and the diffusion step it belongs to."""
+
+import torch as th
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import nn
+
+
+class StepConditionedMLP(nn.Module):
+    """
+    An MLP of (features of the state, latent ``x^k/ν``, step k).
+
+    The first layer is split into the three parts that its input has: the features' part is the same for all K steps of a
+    chain and computed once (:meth:`condition`); the step's part is a table with one row per step.
+
+    :param features_dim: size of the state features
+    :param latent_dim: d
+    :param diffusion_steps: rows of the step table; ``steps`` count from 1
+    :param output_dim: size of the output
+    :param net_arch: hidden sizes; empty for a linear network
+    :param activation_fn: activation between the layers
+    """
+
+    def __init__(
+        self,
+        features_dim: int,
+        latent_dim: int,
+        diffusion_steps: int,
+        output_dim: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        width = net_arch[0] if net_arch else output_dim
+        # One layer over the concatenated input gives the usual initialisation; the step enters like a bias.
+        self.input_layer = nn.Linear(features_dim + latent_dim, width)
+        self.step_table = nn.Embedding(diffusion_steps, width)
+        nn.init.normal_(self.step_table.weight, std=0.3)
+        self.features_dim = features_dim
+        body = [activation_fn(), *create_mlp(width, output_dim, net_arch[1:], activation_fn)] if net_arch else []
+        self.body = nn.Sequential(*body)
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The last linear layer."""
+        layer = self.body[-1] if len(self.body) else self.input_layer
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def condition(self, features: th.Tensor) -> th.Tensor:
+        """
+        The features' part of the first layer.
+
+        :param features: (B, features_dim)
+        :return: (B, width)
+        """
+        return nn.functional.linear(features, self.input_layer.weight[:, : self.features_dim], self.input_layer.bias)
+
+    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
+        """
+        :param condition: (B, width), from :meth:`condition`
+        :param latents: (B, d), ``x^k/ν``
+        :param steps: (B,) integers in 1 … K, or one integer for all rows
+        :return: (B, output_dim)
+        """
+        condition = condition + self.step_table.weight[steps - 1]
+        return self.body(th.addmm(condition, latents, self.input_layer.weight[:, self.features_dim :].t()))

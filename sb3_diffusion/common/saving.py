@@ -1,0 +1,53 @@
+"""Saving that cannot destroy an earlier file."""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+
+@contextmanager
+def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
+    """
+    A temporary path beside ``path`` that takes its place only if the block succeeds.
+
+    :param path: the target; ``suffix`` is added where it has none, as SB3 does
+    :param suffix: with the dot
+    """
+    target = pathlib.Path(path)
+    if not target.suffix:
+        target = target.with_name(target.name + suffix)
+    target = target.resolve()  # a symbolic link stays one
+    while target.is_dir():  # SB3's way out when a folder has the name
+        target = target.with_name(target.name + "_2")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class SafeSaveMixin(OffPolicyAlgorithm):
+    """``save`` and ``save_replay_buffer`` of SB3, written beside the target first: a failed save leaves the earlier file."""
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        if not isinstance(path, (str, pathlib.Path)):
+            return super().save(path, exclude, include)
+        with replacing(path, ".zip") as temporary:
+            super().save(temporary, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        if not isinstance(path, (str, pathlib.Path)):
+            return super().save_replay_buffer(path)
+        with replacing(path, ".pkl") as temporary:
+            super().save_replay_buffer(temporary)

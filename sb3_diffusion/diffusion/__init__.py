@@ -1,0 +1,28 @@
+"""The mathematics of diffusion policies on tensors. Knows torch, not Stable-Baselines3."""
+
+from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain
+from sb3_diffusion.diffusion.kernels import log_ratio, prior_log_prob, reverse_step, squashed_readout
+from sb3_diffusion.diffusion.schedule import (
+    KERNELS,
+    NOISE_SCHEDULES,
+    KernelTables,
+    NoiseSchedule,
+    make_betas,
+    make_kernel_tables,
+)
+
+__all__ = [
+    "KERNELS",
+    "NOISE_SCHEDULES",
+    "Chain",
+    "Denoiser",
+    "KernelTables",
+    "NoiseSchedule",
+    "log_ratio",
+    "make_betas",
+    "make_kernel_tables",
+    "prior_log_prob",
+    "reverse_step",
+    "sample_chain",
+    "squashed_readout",
+]

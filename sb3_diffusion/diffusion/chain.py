@@ -1,0 +1,45 @@
+"""Sampling whole chains ``x^K … x^0`` of a diffusion policy."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_diffusion.diffusion.kernels import prior_log_prob, reverse_step
+from sb3_diffusion.diffusion.schedule import KernelTables
+
+# (x^k (B, d), k) -> drift f and log-scale g, each (B, d)
+Denoiser = Callable[[th.Tensor, int], tuple[th.Tensor, th.Tensor]]
+
+
+class Chain(NamedTuple):
+    """
+    A batch of chains: ``latents[k]`` is ``x^k``, (K + 1, B, d); ``log_ratios[k - 1]`` is ``ℓ_k`` before the read-out, (K, B);
+    ``prior_log_prob`` (B,) belongs to ``x^K``. In nats.
+    """
+
+    latents: th.Tensor
+    log_ratios: th.Tensor
+    prior_log_prob: th.Tensor
+
+
+def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> Chain:
+    """
+    Run the reverse process from the prior.
+
+    :param denoiser: the network heads ``f`` and ``g`` at (``x^k``, k)
+    :param tables: kernel tables with K rows
+    :param prior_std: ν
+    :param noise: (K + 1, B, d) standard normal; row K makes ``x^K``, row k - 1 makes ``x^{k-1}``
+    :return: the chains, differentiable in whatever ``denoiser`` and ``tables`` depend on
+    """
+    latents = prior_std * noise[-1]
+    chain = [latents]
+    log_ratios = []
+    for k in range(noise.shape[0] - 1, 0, -1):
+        drift, log_scale = denoiser(latents, k)
+        step_tables = KernelTables(*(table[k - 1] for table in tables))
+        latents, step_log_ratio = reverse_step(latents, drift, log_scale, step_tables, noise[k - 1])
+        chain.append(latents)
+        log_ratios.append(step_log_ratio)
+    return Chain(th.stack(chain[::-1]), th.stack(log_ratios[::-1]), prior_log_prob(chain[0], prior_std))

@@ -1,0 +1,75 @@
+"""
+The two kernels of a diffusion policy and their log-ratio, as functions of tensors (docs/method.md, "The two kernels").
+
+``x^K`` is drawn from the prior ``N(0, ν²)``; the reverse kernel (the policy) takes ``x^k`` to ``x^{k-1}``; the noising kernel
+goes back. Both share ``noise_std`` up to the learned factor ``e^g``, so normalisation constants cancel in the log-ratio.
+"""
+
+import math
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_diffusion.diffusion.schedule import KernelTables
+
+
+def reverse_step(
+    latents: th.Tensor, drift: th.Tensor, log_scale: th.Tensor, tables: KernelTables, noise: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    One step of the reverse kernel, ``x^{k-1} = retain x^k + drift_scale f + noise_std e^g ε``, and its log-ratio.
+
+    :param latents: (B, d), ``x^k``
+    :param drift: (B, d), ``f``
+    :param log_scale: (B, d), ``g``; zero is the paper's fixed variance
+    :param tables: the rows of step k, each broadcastable to (B, d)
+    :param noise: (B, d), ``ε``, standard normal (zero: the mean)
+    :return: ``x^{k-1}`` (B, d), and ``ℓ_k`` (B,) in nats
+    """
+    mean = tables.retain * latents + tables.drift_scale * drift
+    previous = mean + tables.noise_std * log_scale.exp() * noise
+    return previous, log_ratio(latents, previous, noise, log_scale, tables)
+
+
+def log_ratio(
+    latents: th.Tensor, previous: th.Tensor, noise: th.Tensor, log_scale: th.Tensor, tables: KernelTables
+) -> th.Tensor:
+    """
+    ``ℓ_k = Σ_dims log q(x^{k-1} | x^k) - log π(x^k | x^{k-1})``.
+
+    :param latents: (B, d), ``x^k``
+    :param previous: (B, d), ``x^{k-1}``
+    :param noise: (B, d), the standardised residual of ``x^{k-1}`` under the reverse kernel
+    :param log_scale: (B, d), ``g``
+    :param tables: the rows of step k
+    :return: (B,) in nats
+    """
+    noising_residual = (latents - tables.retain * previous) / tables.noise_std
+    return (0.5 * (noising_residual.square() - noise.square()) - log_scale).sum(dim=-1)
+
+
+def prior_log_prob(latents: th.Tensor, prior_std: float) -> th.Tensor:
+    """
+    Log-density of the prior ``N(0, ν² I)``.
+
+    :param latents: (B, d), ``x^K``
+    :param prior_std: ν
+    :return: (B,) in nats
+    """
+    constant = latents.shape[-1] * math.log(prior_std * math.sqrt(2 * math.pi))
+    return -0.5 * (latents / prior_std).square().sum(dim=-1) - constant
+
+
+def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Read the action out of the last latent, ``u = tanh(m + c x^0)``, with the term it adds to ``ℓ_1``.
+
+    :param latents: (B, d), ``x^0``
+    :param location: broadcastable to (B, d), ``m``
+    :param log_scale: broadcastable to (B, d), ``log c``
+    :return: ``u`` (B, d) in [-1, 1], and ``- Σ_dims log c + log(1 - u²)`` (B,) in nats
+    """
+    action = location + log_scale.exp() * latents
+    # log(1 - tanh(a)²) without cancellation for large |a|
+    log_det_tanh = 2 * (math.log(2) - action - F.softplus(-2 * action))
+    return th.tanh(action), -(log_scale + log_det_tanh).sum(dim=-1)

@@ -1,0 +1,127 @@
+"""Noise schedules: how much noise each diffusion step adds, as tables made once (docs/method.md, "Noise schedules")."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+NOISE_SCHEDULES = ("linear", "geometric", "cosine")
+KERNELS = ("vp", "euler")
+# A learned beta stays inside these bounds: both kernels degenerate at 0 and at 1.
+LEARNED_BETA_MIN, LEARNED_BETA_MAX = 1e-3, 1 - 1e-3
+
+
+class KernelTables(NamedTuple):
+    """
+    The coefficients of both kernels, one row per diffusion step, each of shape (K, d) or (K, 1); row ``k - 1`` belongs to
+    step k. Noising kernel: ``N(retain x, noise_std²)``; reverse kernel: ``N(retain x + drift_scale f, (noise_std e^g)²)``.
+    """
+
+    retain: th.Tensor
+    noise_std: th.Tensor
+    drift_scale: th.Tensor
+
+
+def make_betas(
+    noise_schedule: str | Sequence[float], diffusion_steps: int, beta_min: float = 0.05, beta_max: float = 0.2
+) -> th.Tensor:
+    """
+    The noise ``β_1 … β_K`` of a named or explicit schedule.
+
+    :param noise_schedule: "linear" or "geometric" interpolation from ``beta_min`` at k = 1 to ``beta_max`` at k = K;
+        "cosine" (Nichol & Dhariwal, 2021), which ends in nearly pure noise for every K and has no other parameter;
+        or the K values ``β_1 … β_K`` themselves.
+    :param diffusion_steps: K ≥ 1
+    :param beta_min: β_1, in (0, 1)
+    :param beta_max: β_K, in (0, 1)
+    :return: (K,) tensor
+    :raises ValueError: for an unknown name, a sequence that is not K values, or a β outside (0, 1)
+    """
+    if isinstance(noise_schedule, str):
+        if noise_schedule not in NOISE_SCHEDULES:
+            raise ValueError(f"noise_schedule={noise_schedule!r} is unknown; allowed: {NOISE_SCHEDULES} or a sequence of K betas")
+        for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
+            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < beta < 1:
+                raise ValueError(f"{name}={beta!r} must be a number in (0, 1)")
+        if beta_min > beta_max:
+            raise ValueError(f"beta_min={beta_min!r} must be <= beta_max={beta_max!r}")
+        # From the noisy end, so that the only step of K = 1 is the one next to the prior.
+        fraction = th.linspace(1, 0, diffusion_steps, dtype=th.float64).flip(0)
+        if noise_schedule == "linear":
+            betas = beta_min + (beta_max - beta_min) * fraction
+        elif noise_schedule == "geometric":
+            betas = beta_min * (beta_max / beta_min) ** fraction
+        else:
+            time = th.arange(diffusion_steps + 1, dtype=th.float64) / diffusion_steps
+            signal = th.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+    else:
+        try:
+            betas = th.as_tensor([float(beta) for beta in noise_schedule], dtype=th.float64)
+        except TypeError:
+            raise ValueError(f"noise_schedule={noise_schedule!r} must be one of {NOISE_SCHEDULES} or a sequence of K betas") from None
+        if betas.shape != (diffusion_steps,):
+            raise ValueError(
+                f"noise_schedule={noise_schedule!r} has {betas.numel()} values; allowed: diffusion_steps={diffusion_steps} values"
+            )
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(f"noise_schedule={noise_schedule!r} must hold values in (0, 1) only")
+    return betas.float()
+
+
+def make_kernel_tables(betas: th.Tensor, prior_std: float, kernel: str) -> KernelTables:
+    """
+    The kernels' coefficients (docs/method.md, "The two kernels").
+
+    :param betas: (K, d) or (K, 1), the β_k (called δ_k in the Euler form)
+    :param prior_std: ν, the standard deviation of the prior
+    :param kernel: "vp", the exact variance-preserving form, or "euler", the form of the paper (arXiv 2512.02019)
+    :return: the tables
+    :raises ValueError: for an unknown kernel
+    """
+    noise_std = prior_std * betas.sqrt()
+    if kernel == "vp":
+        return KernelTables((1 - betas).sqrt(), noise_std, noise_std)
+    if kernel == "euler":
+        return KernelTables(1 - betas / 2, noise_std, prior_std**2 * betas)
+    raise ValueError(f"kernel={kernel!r} is unknown; allowed: {KERNELS}")
+
+
+class NoiseSchedule(nn.Module):
+    """
+    The kernel tables of a schedule, fixed (no state) or learned (one β per step and action dimension).
+
+    :param betas: (K,) initial β_1 … β_K
+    :param latent_dim: d
+    :param prior_std: ν
+    :param kernel: "vp" or "euler"
+    :param learn: whether the β are parameters; they then stay within [1e-3, 1 - 1e-3] through a sigmoid
+    """
+
+    def __init__(self, betas: th.Tensor, latent_dim: int, prior_std: float, kernel: str, learn: bool = False) -> None:
+        super().__init__()
+        self.prior_std = prior_std
+        self.kernel = kernel
+        self.learn = learn
+        fixed = make_kernel_tables(betas.unsqueeze(1), prior_std, kernel)
+        if learn:
+            span = LEARNED_BETA_MAX - LEARNED_BETA_MIN
+            fraction = ((betas - LEARNED_BETA_MIN) / span).clamp(1e-4, 1 - 1e-4)
+            self.beta_logits = nn.Parameter(th.logit(fraction).unsqueeze(1).repeat(1, latent_dim))
+        else:
+            # Not persistent: a schedule is an argument, not a weight, so it has no place in a state dict.
+            for name, table in fixed._asdict().items():
+                self.register_buffer(name, table, persistent=False)
+
+    def betas(self) -> th.Tensor:
+        """:return: the current learned β, (K, d)"""
+        return LEARNED_BETA_MIN + (LEARNED_BETA_MAX - LEARNED_BETA_MIN) * th.sigmoid(self.beta_logits)
+
+    def forward(self) -> KernelTables:
+        """:return: the current tables; differentiable if learned"""
+        if self.learn:
+            return make_kernel_tables(self.betas(), self.prior_std, self.kernel)
+        return KernelTables(self.retain, self.noise_std, self.drift_scale)  # type: ignore[arg-type]
