@@ -1,0 +1,123 @@
+"""
+Learning curves of DiffSAC and of SB3's SAC, in one campaign on one machine.
+
+    python benchmarks/learning.py --envs HalfCheetah-v5 Hopper-v5 --variants sac diffsac --seeds 0 1 2
+
+Every run writes one CSV (``timesteps`` in environment steps, returns of ``--eval-episodes`` episodes with deterministic and
+with sampled actions) and one JSON with its exact settings and versions. A finished run is skipped, so an interrupted
+campaign goes on with the same command. One run uses one thread.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+# Keyword arguments on top of each algorithm's own defaults; networks, batch size, learning rate and the number of
+# updates are the same everywhere: SB3's SAC defaults (256x256, 256, 3e-4, one update per step).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sac": {"algo": "sac"},
+}
+
+
+def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, eval_episodes: int, out: str) -> str:
+    folder = Path(out) / env_id
+    name = f"{variant}_seed{seed}"
+    target = folder / f"{name}.csv"
+    if target.exists():
+        return f"{env_id} {name}: done before"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{name}.partial.csv"
+
+    import numpy as np
+    import torch as th
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    th.set_num_threads(1)
+    kwargs = dict(VARIANTS[variant])
+    algo = kwargs.pop("algo")
+    if algo == "sac":
+        algorithm: Any = SAC
+    else:
+        import sb3_diffusion
+
+        algorithm = {"diffsac": sb3_diffusion.DiffSAC, "diffusion-sac": SAC}[algo]
+    if "policy" not in kwargs:
+        kwargs["policy"] = "MlpPolicy"
+    if algo == "diffusion-sac":
+        kwargs["policy"] = sb3_diffusion.DiffusionSACPolicy
+    model = algorithm(env=make_vec_env(env_id, seed=seed), seed=seed, device="cpu", **kwargs)
+    # One environment per evaluation episode: a batch of predictions costs hardly more than one.
+    eval_env = make_vec_env(env_id, n_envs=eval_episodes, seed=10_000 + seed)
+
+    class Evaluation(BaseCallback):
+        """Write one row every ``eval_freq`` steps; ``seconds`` is training time without evaluation."""
+
+        def _on_training_start(self) -> None:
+            self.seconds, self.since = 0.0, time.perf_counter()
+            with partial.open("w", newline="") as file:
+                csv.writer(file).writerow(
+                    ["timesteps", "deterministic_mean", "deterministic_std", "stochastic_mean", "stochastic_std"]
+                    + ["deterministic_length", "ent_coef", "path_entropy", "seconds"]
+                )
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps % eval_freq:
+                return True
+            self.seconds += time.perf_counter() - self.since
+            row: list[float] = [self.num_timesteps]
+            for deterministic in (True, False):
+                returns, lengths = evaluate_policy(
+                    model, eval_env, n_eval_episodes=eval_episodes, deterministic=deterministic, return_episode_rewards=True
+                )
+                row += [float(np.mean(returns)), float(np.std(returns))]
+                if deterministic:
+                    mean_length = float(np.mean(lengths))
+            values = self.logger.name_to_value
+            row += [mean_length, values.get("train/ent_coef", np.nan), values.get("train/path_entropy", np.nan), self.seconds]
+            with partial.open("a", newline="") as file:
+                csv.writer(file).writerow([f"{value:.6g}" for value in row])
+            self.since = time.perf_counter()
+            return True
+
+    settings = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
+    settings["settings"] = {key: repr(value) for key, value in VARIANTS[variant].items()}
+    settings["versions"] = {package: version(package) for package in PACKAGES}
+    (folder / f"{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
+    model.learn(steps, callback=Evaluation(), log_interval=1_000_000)
+    partial.replace(target)
+    return f"{env_id} {name}: {target.read_text().splitlines()[-1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--eval-freq", type=int, default=10_000)
+    parser.add_argument("--eval-episodes", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "learning"))
+    args = parser.parse_args()
+    jobs = [(variant, env, seed) for seed in args.seeds for env in args.envs for variant in args.variants]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = [pool.submit(run_one, *job, args.steps, args.eval_freq, args.eval_episodes, args.out) for job in jobs]
+        for future in as_completed(futures):
+            print(future.result(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

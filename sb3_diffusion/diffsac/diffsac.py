@@ -1,0 +1,342 @@
+"""DiffSAC: soft actor-critic with a diffusion policy, one reverse step of gradient at a time."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import polyak_update
+from torch.nn import functional as F
+
+from sb3_diffusion.common.actor import DiffusionActor, PolicySample
+from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import SafeSaveMixin
+from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
+from sb3_diffusion.diffusion import squashed_readout
+
+SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
+TensorOrDict = th.Tensor | dict[str, th.Tensor]
+
+
+def map_observations(function: Callable[..., th.Tensor], *observations: TensorOrDict) -> TensorOrDict:
+    """Apply a function to observations, entry by entry if they are dictionaries."""
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: function(*(observation[key] for observation in observations)) for key in first}  # type: ignore[index]
+    return function(*observations)
+
+
+@lru_cache(maxsize=256)
+def stratified_levels(
+    batch_size: int, n_levels: int, per_state: int, offset: int, device: th.device
+) -> tuple[th.Tensor, th.Tensor, int]:
+    """
+    Spread diffusion steps evenly over a batch: state b gets the steps ``(b + offset + i) mod n_levels + 1``, i < per_state.
+
+    :param batch_size: B
+    :param n_levels: steps 1 … n_levels
+    :param per_state: how many different steps each state gets
+    :param offset: shifts the assignment; only its remainder mod n_levels counts
+    :param device: of the returned tensors
+    :return: the steps (N,) in ascending order, the state each belongs to (N,), and how many have k = 1; N = B · per_state
+    """
+    steps = (th.arange(batch_size).unsqueeze(1) + th.arange(per_state) + offset) % n_levels + 1
+    steps, order = steps.flatten().sort(stable=True)
+    n_last = int((steps == 1).sum())
+    return steps.to(device), (order // per_state).to(device), n_last
+
+
+class DiffSAC(SafeSaveMixin, SAC):
+    """
+    Soft actor-critic with a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffSAC").
+
+    With ``ℓ_k`` the log-ratio of reverse and noising kernel, ``(x'^K … x'^0, u')`` a sampled chain at the next state ``s'``
+    and τ the entropy coefficient, each gradient step minimises in turn
+
+    * critics: ``½ Σ_i (Q_i(s, a) - y)²``, ``y = r + γ (1 - done) (min_i Q̄_i(s', u') - τ (log p(x'^K) + Σ_k ℓ'_k))``
+    * diffusion value: ``(V_k(s', x'^k) - min_i Q̄_i(s', u') + τ Σ_{j≤k} ℓ'_j)²`` for k = 1 … K - 1
+    * actor: ``τ ℓ_k - Q_k(s', x^{k-1})`` with a fresh reparametrised ``x^{k-1}`` from the stored ``x'^k``, where
+      ``Q_1 = min_i Q_i(s', u)`` and ``Q_k = V_{k-1}``
+
+    so that no gradient passes through more than one reverse step and activation memory does not grow with K. On terminal
+    transitions, whose next state needs no action, the chain is sampled at ``s`` instead.
+
+    Parameters not listed are those of :class:`stable_baselines3.SAC`, in the same order.
+
+    :param ent_coef: "auto", "auto_<initial value>", a number, or a function of the remaining progress (1 … 0)
+    :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
+    :param latents_per_state: κ, diffusion steps per replayed state that the actor is trained on, 1 … K
+    :raises ValueError: for an argument out of range
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: DiffusionSACPolicy
+    actor: DiffusionActor
+    diffusion_value: StepConditionedMLP | None
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionSACPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float | Schedule = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        latents_per_state: int = 1,
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            ent_coef=ent_coef,  # type: ignore[arg-type]  # _setup_model takes a schedule too
+            target_update_interval=target_update_interval,
+            target_entropy=target_entropy,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.latents_per_state = latents_per_state
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        if self.use_sde:
+            raise ValueError(f"use_sde=True: gSDE is not supported by {type(self).__name__}; allowed: use_sde=False")
+        if not callable(self.learning_rate):
+            check_number("learning_rate", self.learning_rate, 0)
+        check_number("buffer_size", self.buffer_size, 1, integer=True)
+        check_number("learning_starts", self.learning_starts, 0, integer=True)
+        check_number("batch_size", self.batch_size, 1, integer=True)
+        check_number("tau", self.tau, 0, 1)
+        check_number("gamma", self.gamma, 0, 1)
+        check_number("gradient_steps", self.gradient_steps, -1, integer=True)
+        check_number("n_steps", self.n_steps, 1, integer=True)
+        check_number("target_update_interval", self.target_update_interval, 1, integer=True)
+        if isinstance(self.ent_coef, str):
+            prefix, _, initial = self.ent_coef.partition("_")
+            try:
+                valid = prefix == "auto" and 0 < float(initial or 1) < math.inf and not self.ent_coef.endswith("_")
+            except ValueError:
+                valid = False
+            if not valid:
+                raise ValueError(
+                    f"ent_coef={self.ent_coef!r} is unknown; allowed: 'auto', 'auto_<number > 0>', a number >= 0, "
+                    "or a function of the remaining progress"
+                )
+        elif not callable(self.ent_coef):
+            check_number("ent_coef", self.ent_coef, 0)
+        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
+            raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
+        if not isinstance(self.target_entropy, str):
+            check_number("target_entropy", self.target_entropy, -math.inf)
+        frequency = self.train_freq if isinstance(self.train_freq, int) else self.train_freq[0]
+        check_number("train_freq", frequency, 1, integer=True)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        ent_coef = self.ent_coef
+        if callable(ent_coef):
+            # SAC knows no schedule here: it gets the first value, train() sets the others.
+            self.ent_coef = ent_coef(1.0)
+        super()._setup_model()
+        self.ent_coef = ent_coef
+        check_number("latents_per_state", self.latents_per_state, 1, self.actor.diffusion_steps, integer=True)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """SAC's ``train`` with the three losses of the class docstring."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        if callable(self.ent_coef):
+            self.ent_coef_tensor.fill_(self.ent_coef(self._current_progress_remaining))
+        logged: dict[str, list[th.Tensor]] = {}
+
+        for gradient_step in range(gradient_steps):
+            replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
+
+            def at_terminal(observation: th.Tensor, next_observation: th.Tensor, dones: th.Tensor = replay_data.dones) -> th.Tensor:
+                return th.where(dones.reshape(-1, *[1] * (observation.dim() - 1)) > 0, observation, next_observation)
+
+            # The states of the chains: next states, which the critics' targets need, and the rows that are done
+            # lend theirs to the last state of the episode (all there is in a one-step problem).
+            states = map_observations(at_terminal, replay_data.observations, replay_data.next_observations)
+            features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
+            with th.no_grad():
+                sample = self.actor.sample(features)
+
+            losses: dict[str, th.Tensor] = {"path_entropy": -sample.path_log_prob.mean()}
+            if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+                ent_coef = th.exp(self.log_ent_coef.detach())
+                assert isinstance(self.target_entropy, float)
+                ent_coef_loss = -(self.log_ent_coef * (sample.path_log_prob + self.target_entropy)).mean()
+                self._optimize(self.ent_coef_optimizer, ent_coef_loss, [self.log_ent_coef])
+                losses["ent_coef_loss"] = ent_coef_loss.detach()
+            else:
+                ent_coef = self.ent_coef_tensor
+            losses["ent_coef"] = ent_coef.reshape(())
+
+            with th.no_grad():
+                q_values = th.cat(self.critic_target(states, sample.actions), dim=1).min(dim=1).values
+                soft_values = (q_values - ent_coef * sample.path_log_prob).unsqueeze(1)
+                target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
+            current_q_values = self.critic(replay_data.observations, replay_data.actions)
+            critic_loss = 0.5 * sum(F.mse_loss(current_q, target_q_values) for current_q in current_q_values)
+            assert isinstance(critic_loss, th.Tensor)
+            self._optimize(self.critic.optimizer, critic_loss)
+            losses["critic_loss"] = critic_loss.detach()
+
+            offset = self._n_updates + gradient_step
+            if self.diffusion_value is not None:
+                value_loss = self._diffusion_value_loss(features.detach(), sample, q_values, ent_coef, offset)
+                self._optimize(self.diffusion_value.optimizer, value_loss)  # type: ignore[arg-type]
+                losses["diffusion_value_loss"] = value_loss.detach()
+
+            actor_loss = self._actor_loss(states, features, sample, ent_coef, offset)
+            self._optimize(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
+            losses["actor_loss"] = actor_loss.detach()
+
+            if gradient_step % self.target_update_interval == 0:
+                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
+            for name, value in losses.items():
+                logged.setdefault(name, []).append(value)
+
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, values in logged.items():
+            self.logger.record(f"train/{name}", th.stack(values).mean().item())
+
+    def _diffusion_value_loss(
+        self, features: th.Tensor, sample: PolicySample, q_values: th.Tensor, ent_coef: th.Tensor, offset: int
+    ) -> th.Tensor:
+        """Regression of ``V_k`` on the Monte-Carlo soft return of the chain it lies on, one level a state in turn."""
+        assert self.diffusion_value is not None
+        n_levels = self.actor.diffusion_steps - 1
+        steps, rows, _ = stratified_levels(features.shape[0], n_levels, 1, offset % n_levels, self.device)
+        targets = q_values - ent_coef * sample.log_ratios.cumsum(dim=0)
+        values = self._diffusion_values(features[rows], sample.latents[steps, rows], steps)
+        return F.mse_loss(values, targets[steps - 1, rows])
+
+    def _actor_loss(
+        self, states: TensorOrDict, features: th.Tensor, sample: PolicySample, ent_coef: th.Tensor, offset: int
+    ) -> th.Tensor:
+        """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
+        n_levels = self.actor.diffusion_steps
+        steps, rows, n_last = stratified_levels(
+            features.shape[0], n_levels, self.latents_per_state, offset % n_levels, self.device
+        )
+        previous, log_ratios = self.actor.reverse_step(features[rows], sample.latents[steps, rows], steps)
+        # The rows with k = 1 come first: they end in an action and are judged by the critics.
+        last = rows[:n_last]
+        actions, readout_log_ratios = squashed_readout(previous[:n_last], *self.actor.readout(features[last]))
+        q_values = th.cat(self.critic(map_observations(lambda x: x[last], states), actions), dim=1).min(dim=1).values
+        soft_return = q_values.sum() - ent_coef * (log_ratios.sum() + readout_log_ratios.sum())
+        if n_last < len(rows):
+            soft_return = soft_return + self._diffusion_values(
+                features[rows[n_last:]].detach(), previous[n_last:], steps[n_last:] - 1
+            ).sum()
+        return -soft_return.squeeze() / len(rows)
+
+    def _diffusion_values(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> th.Tensor:
+        network = self.diffusion_value
+        assert network is not None
+        return network(network.condition(features), latents / self.actor.prior_std, steps).squeeze(1)
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.diffusion_value is not None:
+            optimizers.append(self.diffusion_value.optimizer)  # type: ignore[arg-type]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        return optimizers
+
+    @staticmethod
+    def _optimize(optimizer: th.optim.Optimizer, loss: th.Tensor, inputs: list[th.Tensor] | None = None) -> None:
+        """One optimizer step; ``inputs`` keeps the backward pass from computing gradients that nobody uses."""
+        optimizer.zero_grad()
+        loss.backward(inputs=inputs)
+        optimizer.step()
+
+    def learn(
+        self: SelfDiffSAC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "DiffSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffSAC:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _create_aliases(self) -> None:
+        super()._create_aliases()
+        self.diffusion_value = self.policy.diffusion_value
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "diffusion_value"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        if self.diffusion_value is not None:
+            state_dicts = [*state_dicts, "diffusion_value.optimizer"]
+        return state_dicts, tensors
