@@ -1,0 +1,98 @@
+"""rl-zoo3's commands with our algorithms, and the hyper-parameter files."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import rl_zoo3
+import yaml
+
+from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file, register, with_hyperparameter_file
+
+# What rl-zoo3 takes from an entry for itself; all other keys go to the algorithm's constructor.
+ZOO_KEYS = {"n_timesteps", "normalize", "n_envs", "env_wrapper", "noise_type", "noise_std"}
+
+
+def hyperparameters(algo: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(hyperparameter_file(algo).read_text())
+
+
+ENTRIES = [(algo, env_id) for algo in ALGORITHMS for env_id in hyperparameters(algo) if env_id != "default"]
+
+
+def zoo(command: str, *arguments: str, cwd: Path) -> str:
+    """Run one of the two commands where a user would: in a folder that is not the clone."""
+    process = subprocess.run(
+        [sys.executable, "-m", f"sb3_diffusion.{command}", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def test_algorithms_are_registered_under_the_name_that_rl_zoo3_derives_from_the_class() -> None:
+    register()
+    for name, algorithm in ALGORITHMS.items():
+        assert rl_zoo3.ALGOS[name] is algorithm
+        assert name == algorithm.__name__.lower()
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_hyperparameters_are_numbers_where_they_look_like_numbers(algo: str) -> None:
+    def leaves(nested: Any) -> list[Any]:
+        if isinstance(nested, dict):
+            return [leaf for value in nested.values() for leaf in leaves(value)]
+        return [nested]
+
+    for leaf in leaves(hyperparameters(algo)):
+        if isinstance(leaf, str):
+            with pytest.raises(ValueError):
+                float(leaf)
+
+
+@pytest.mark.parametrize(("algo", "env_id"), ENTRIES)
+def test_every_entry_constructs_its_algorithm(algo: str, env_id: str) -> None:
+    try:
+        env = gym.make(env_id)
+    except ImportError as error:
+        pytest.skip(f"{env_id} is not installed: {error}")
+    arguments = {key: value for key, value in hyperparameters(algo)[env_id].items() if key not in ZOO_KEYS}
+    # Memory for a replay buffer is not what is tested.
+    model = ALGORITHMS[algo](env=env, device="cpu", **(arguments | {"buffer_size": 1}))
+    model.predict(env.reset()[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "completed"),
+    [
+        (["--algo", "diffsac"], True),
+        (["--algo=diffsac", "-params", "gamma:0.9", "-P"], True),
+        (["--algo", "diffsac", "-conf", "mine.yml"], False),
+        (["--algo", "diffsac", "--conf-file=mine.yml"], False),
+        (["--algo", "sac"], False),
+        ([], False),
+    ],
+)
+def test_our_hyperparameter_file_is_used_unless_the_user_names_one(arguments: list[str], completed: bool) -> None:
+    expected = ["--conf-file", str(hyperparameter_file("diffsac")), *arguments] if completed else arguments
+    assert with_hyperparameter_file(arguments) == expected
+
+
+@pytest.mark.parametrize("algo", [*ALGORITHMS, "sac"])
+def test_train_and_enjoy_run_our_algorithms_and_those_of_stable_baselines3(algo: str, tmp_path: Path) -> None:
+    common = ("--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--device", "cpu", "--num-threads", "1")
+    printed = zoo("train", *common, "-n", "200", "--eval-freq", "100", "--eval-episodes", "1", cwd=tmp_path)
+    assert "('learning_rate', 0.001)" in printed
+    assert (tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1.zip").is_file()
+    assert "Mean reward" in zoo("enjoy", *common, "-n", "250", "--no-render", cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["BimodalBandit-v0", "TurningDoubleWell-v0"])
+def test_our_environments_train_in_several_processes(env_id: str, tmp_path: Path) -> None:
+    common = ("--algo", "diffsac", "--env", env_id, "-f", "logs", "--device", "cpu", "--num-threads", "1")
+    parameters = ("-params", "n_envs:2", "learning_starts:50")
+    zoo("train", *common, "-n", "100", "--vec-env", "subproc", "--eval-freq", "-1", *parameters, cwd=tmp_path)
+    zoo("enjoy", *common, "-n", "20", "--no-render", cwd=tmp_path)
