@@ -1,0 +1,74 @@
+"""The package as it is installed: version, contents, the demo's command."""
+
+import csv
+import importlib.metadata
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import sb3_diffusion
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def demo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run(str(ROOT / "examples" / "train_mujoco.py"), *arguments, cwd=cwd)
+
+
+def test_the_installed_version_is_the_one_in_version_txt() -> None:
+    version = (ROOT / "sb3_diffusion" / "version.txt").read_text().strip()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert sb3_diffusion.__version__ == version == importlib.metadata.version("sb3_diffusion")
+
+
+def test_setup_cfg_names_every_package() -> None:
+    tree = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "sb3_diffusion").rglob("__init__.py")}
+    named = set(re.findall(r"^    (sb3_diffusion[.\w]*)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE))
+    assert named == tree | {"sb3_diffusion.hyperparams"}
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert resources.files("sb3_diffusion").joinpath("py.typed").is_file()
+
+
+def test_the_demo_leaves_model_evaluations_curve_and_gif(tmp_path: Path) -> None:
+    options = ("--env", "InvertedPendulum-v5", "--steps", "150", "--diffusion-steps", "2", "--out", "results")
+    finished = demo(*options, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    # Where nothing can render, the demo says so instead.
+    assert written == {"model.zip", "evaluations.csv", "learning_curve.png"} | (
+        set() if "No GIF" in finished.stdout else {"agent.gif"}
+    )
+    with (tmp_path / "results" / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["timesteps"]) for row in rows] == list(range(15, 151, 15))
+    assert sb3_diffusion.DiffSAC.load(tmp_path / "results" / "model.zip").num_timesteps == 150
+    assert re.search(r"DiffSAC -?[\d.]+, random actions -?[\d.]+", finished.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "0"), "--steps must be 10 ... "),
+        (("--seed", "-1"), "--seed must be 0 ... "),
+        (("--diffusion-steps", "0"), "--diffusion-steps must be 1 ... "),
+        (("--env", "NoSuchEnv-v0"), "--env NoSuchEnv-v0: "),
+        (("--env", "CartPole-v1"), "Box action space"),
+        (("--out", "taken"), "--out taken: "),
+    ],
+)
+def test_the_demo_refuses_bad_arguments_before_it_trains(options: tuple[str, str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    refused = demo(*options, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
