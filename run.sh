@@ -17,7 +17,12 @@ setup() {
     local wanted
     wanted="$(cat setup.cfg pyproject.toml sb3_diffusion/version.txt; "$PYTHON" --version; echo "$TORCH $PWD")"
     if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+        if [ -e .venv ] && [ ! -e .venv/installed ]; then
+            echo "$PWD/.venv was not made by this script: move it away or remove it" >&2
+            exit 1
+        fi
         "$PYTHON" -m venv --clear .venv
+        touch .venv/installed
         # torch first and by itself: it alone decides between the CPU and the CUDA build.
         # shellcheck disable=SC2086
         .venv/bin/pip install --quiet --disable-pip-version-check $TORCH
