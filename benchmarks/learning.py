@@ -20,6 +20,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+COLUMNS = (
+    "timesteps",
+    "deterministic_mean",
+    "deterministic_std",
+    "stochastic_mean",
+    "stochastic_std",
+    "deterministic_length",
+    "ent_coef",
+    "path_entropy",
+    "seconds",
+)
 # Keyword arguments on top of each algorithm's own defaults; networks, batch size, learning rate and the number of
 # updates are the same everywhere: SB3's SAC defaults (256x256, 256, 3e-4, one update per step).
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -66,10 +77,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
         def _on_training_start(self) -> None:
             self.seconds, self.since = 0.0, time.perf_counter()
             with partial.open("w", newline="") as file:
-                csv.writer(file).writerow(
-                    ["timesteps", "deterministic_mean", "deterministic_std", "stochastic_mean", "stochastic_std"]
-                    + ["deterministic_length", "ent_coef", "path_entropy", "seconds"]
-                )
+                csv.writer(file).writerow(COLUMNS)
 
         def _on_step(self) -> bool:
             if self.num_timesteps % eval_freq:

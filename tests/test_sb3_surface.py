@@ -241,8 +241,8 @@ def test_the_target_is_updated_every_target_update_interval(make_model: MakeMode
     for interval, expected in ((1, 4), (3, 2), (1000, 2)):
         model.target_update_interval = interval
         seen = []
-        hook = model.critic_target.register_forward_hook(
-            lambda module, *_, seen=seen: seen.append(flat_tensors(module.state_dict()))
+        hook = model.critic_target.features_extractor.register_forward_hook(
+            lambda *_, seen=seen: seen.append(flat_tensors(model.critic_target.state_dict()))
         )
         model.train(4, 8)
         hook.remove()

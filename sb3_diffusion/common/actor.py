@@ -20,6 +20,7 @@ from sb3_diffusion.diffusion import (
     log_ratio,
     make_betas,
     prior_log_prob,
+    remaining_signal,
     reverse_step,
     sample_chain,
     squashed_readout,
@@ -39,19 +40,22 @@ class PolicySample(NamedTuple):
     A batch of sampled chains and what they end in.
 
     ``actions`` (B, d) in [-1, 1]; ``latents`` (K + 1, B, d), ``x^0 … x^K``; ``log_ratios`` (K, B), ``ℓ_1 … ℓ_K`` in nats, the
-    first with the read-out's term; ``path_log_prob`` (B,), ``log p(x^K) + Σ_k ℓ_k``, whose mean is minus the path entropy.
+    first with the read-out's term; ``path_log_prob`` (B,), ``log p(x^K) + Σ_k ℓ_k``, whose mean is minus the path entropy;
+    ``location`` and ``log_scale`` of the read-out, (B, d) each.
     """
 
     actions: th.Tensor
     latents: th.Tensor
     log_ratios: th.Tensor
     path_log_prob: th.Tensor
+    location: th.Tensor
+    log_scale: th.Tensor
 
 
 class DiffusionActor(Actor):
     """
-    A squashed diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the
-    action. With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained
+    A squashed diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is
+    the action. With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained
     diffusion *is* SAC's squashed Gaussian. Source: arXiv 2512.02019; docs/method.md.
 
     Parameters not listed are those of :class:`stable_baselines3.sac.policies.Actor`.
@@ -67,6 +71,8 @@ class DiffusionActor(Actor):
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
+
+    mode_starts: th.Tensor
 
     def __init__(
         self,
@@ -114,7 +120,7 @@ class DiffusionActor(Actor):
         )
         self.diffusion_steps = diffusion_steps
         self.prior_std = prior_std
-        self.diffusion_kwargs = dict(
+        self.diffusion_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps,
             prior_std=prior_std,
             kernel=kernel,
@@ -163,10 +169,10 @@ class DiffusionActor(Actor):
         Location and log-scale of the read-out.
 
         :param features: (B, features_dim)
-        :return: ``m`` and ``log c``, each (B, d), or (1, d) zeros without the state-dependent read-out
+        :return: ``m`` and ``log c``, each (B, d); zeros without the state-dependent read-out
         """
         if not self.state_dependent_readout:
-            zeros = features.new_zeros(1, self.action_dim)
+            zeros = features.new_zeros(features.shape[0], self.action_dim)
             return zeros, zeros
         latent_pi = self.latent_pi(features)
         log_scale = self.log_std(latent_pi)  # type: ignore[operator]
@@ -199,12 +205,14 @@ class DiffusionActor(Actor):
             noise = th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
         condition = self.denoiser.condition(features)
         chain = sample_chain(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
-        actions, readout_log_ratio = squashed_readout(chain.latents[0], *self.readout(features))
+        location, log_scale = self.readout(features)
+        actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)
         log_ratios = th.cat([(chain.log_ratios[0] + readout_log_ratio).unsqueeze(0), chain.log_ratios[1:]])
-        return PolicySample(actions, chain.latents, log_ratios, chain.prior_log_prob + log_ratios.sum(dim=0))
+        path_log_prob = chain.prior_log_prob + log_ratios.sum(dim=0)
+        return PolicySample(actions, chain.latents, log_ratios, path_log_prob, location, log_scale)
 
     def reverse_step(
-        self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor
+        self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor, noise: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         One fresh reverse step from given latents, without the read-out's term.
@@ -212,30 +220,30 @@ class DiffusionActor(Actor):
         :param features: (B, features_dim)
         :param latents: (B, d), ``x^k``
         :param steps: (B,), k
+        :param noise: (B, d) standard normal, drawn from the global generator if not given
         :return: ``x^{k-1}`` (B, d) and ``ℓ_k`` (B,)
         """
         drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
         tables = KernelTables(*(table[steps - 1] for table in self.schedule()))
-        return reverse_step(latents, drift, log_scale, tables, th.randn_like(latents))
+        return reverse_step(latents, drift, log_scale, tables, th.randn_like(latents) if noise is None else noise)
 
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
         A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
 
-        Several fixed prior points (zero among them) go down the noise-free chain; then each end point is repeatedly scaled back
-        to ``x^K`` along the noise-free noising process and denoised again, which moves it to the centre of the mode it belongs
-        to. The end point with the highest path log-density wins. The noise-free chain from zero alone would end *between* the
-        modes of a symmetric policy; there the learned variance is large, so that its density is low and it loses.
+        Several fixed prior points (zero among them) go down the noise-free chain; then each end point is repeatedly scaled
+        back to ``x^K`` along the noise-free noising process and denoised again, which moves it to the centre of its mode. The
+        end point with the highest path log-density wins. The noise-free chain from zero alone would end *between* the modes of
+        a symmetric policy; there the learned variance is large, so that its density is low and it loses.
 
         :param features: (B, features_dim)
         :return: actions (B, d) in [-1, 1]
         """
-        batch_size, n_starts, steps = features.shape[0], self.mode_starts.shape[0], self.diffusion_steps  # type: ignore[operator]
+        batch_size, n_starts, steps = features.shape[0], self.mode_starts.shape[0], self.diffusion_steps
         condition = self.denoiser.condition(features).repeat_interleave(n_starts, dim=0)
         tables = self.schedule()
-        # signal[k]: how much of x^0 is left in the mean of x^k
-        signal = th.cat([th.ones_like(tables.retain[:1]), tables.retain.cumprod(dim=0)])
-        latents = self.prior_std * self.mode_starts.repeat(batch_size, 1)  # type: ignore[operator]
+        signal = remaining_signal(tables)
+        latents = self.prior_std * self.mode_starts.repeat(batch_size, 1)
         for sweep in range(N_MODE_SWEEPS):
             if sweep > 0:
                 latents = signal[-1] * latents
@@ -244,9 +252,9 @@ class DiffusionActor(Actor):
                 latents = tables.retain[k - 1] * latents + tables.drift_scale[k - 1] * drift
         # Density of the path from x^0 through the means of the noising process, all steps in one batch.
         path = signal.unsqueeze(1) * latents
-        k = th.arange(1, steps + 1, device=features.device).repeat_interleave(latents.shape[0])
-        drift, log_scale = self.denoise(condition.repeat(steps, 1), path[1:].flatten(0, 1), k)
-        step_tables = KernelTables(*(table[k - 1] for table in tables))
+        all_steps = th.arange(1, steps + 1, device=features.device).repeat_interleave(latents.shape[0])
+        drift, log_scale = self.denoise(condition.repeat(steps, 1), path[1:].flatten(0, 1), all_steps)
+        step_tables = KernelTables(*(table[all_steps - 1] for table in tables))
         mean = step_tables.retain * path[1:].flatten(0, 1) + step_tables.drift_scale * drift
         residual = (path[:-1].flatten(0, 1) - mean) / (step_tables.noise_std * log_scale.exp())
         log_ratios = log_ratio(path[1:].flatten(0, 1), path[:-1].flatten(0, 1), residual, log_scale, step_tables)

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
@@ -19,7 +19,7 @@ from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeSaveMixin
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
-from sb3_diffusion.diffusion import squashed_readout
+from sb3_diffusion.diffusion import remaining_signal, squashed_readout, telescoped_log_ratio
 
 SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
 TensorOrDict = th.Tensor | dict[str, th.Tensor]
@@ -67,6 +67,11 @@ class DiffSAC(SafeSaveMixin, SAC):
 
     so that no gradient passes through more than one reverse step and activation memory does not grow with K. On terminal
     transitions, whose next state needs no action, the chain is sampled at ``s`` instead.
+
+    The diffusion value is anchored in the critics, ``V_k = b + w_k (V⁰_k - b) + R_k``: ``b = min_i Q̄_i(s, tanh m(s))``, and
+    ``V⁰_k`` is what the critics say of the action that ``x^k`` leads to if the rest of the chain only takes its noise away,
+    with the entropy of that chain in closed form. The network's two heads, ``w_k`` in (0, 1) and ``R_k``, learn how far that
+    holds and what is missing. A network for all of ``V_k`` lags behind critics and τ (docs/method.md, "The diffusion value").
 
     Parameters not listed are those of :class:`stable_baselines3.SAC`, in the same order.
 
@@ -206,7 +211,9 @@ class DiffSAC(SafeSaveMixin, SAC):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
 
-            def at_terminal(observation: th.Tensor, next_observation: th.Tensor, dones: th.Tensor = replay_data.dones) -> th.Tensor:
+            def at_terminal(
+                observation: th.Tensor, next_observation: th.Tensor, dones: th.Tensor = replay_data.dones
+            ) -> th.Tensor:
                 return th.where(dones.reshape(-1, *[1] * (observation.dim() - 1)) > 0, observation, next_observation)
 
             # The states of the chains: next states, which the critics' targets need, and the rows that are done
@@ -228,7 +235,8 @@ class DiffSAC(SafeSaveMixin, SAC):
             losses["ent_coef"] = ent_coef.reshape(())
 
             with th.no_grad():
-                q_values = th.cat(self.critic_target(states, sample.actions), dim=1).min(dim=1).values
+                target_features = self.critic_target.extract_features(states, self.critic_target.features_extractor)
+                q_values = self._min_q_value(self.critic_target, target_features, sample.actions)
                 soft_values = (q_values - ent_coef * sample.path_log_prob).unsqueeze(1)
                 target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
             current_q_values = self.critic(replay_data.observations, replay_data.actions)
@@ -238,12 +246,20 @@ class DiffSAC(SafeSaveMixin, SAC):
             losses["critic_loss"] = critic_loss.detach()
 
             offset = self._n_updates + gradient_step
+            baseline = q_values  # without latents between prior and action (K = 1) nobody needs one
             if self.diffusion_value is not None:
-                value_loss = self._diffusion_value_loss(features.detach(), sample, q_values, ent_coef, offset)
-                self._optimize(self.diffusion_value.optimizer, value_loss)  # type: ignore[arg-type]
+                with th.no_grad():
+                    baseline = self._min_q_value(self.critic_target, target_features, th.tanh(sample.location))
+                value_loss = self._diffusion_value_loss(
+                    features, target_features, sample, q_values, ent_coef, baseline, offset
+                )
+                parameters = list(self.diffusion_value.parameters())
+                self._optimize(self.diffusion_value.optimizer, value_loss, parameters)  # type: ignore[arg-type]
                 losses["diffusion_value_loss"] = value_loss.detach()
 
-            actor_loss = self._actor_loss(states, features, sample, ent_coef, offset)
+            with th.no_grad():
+                critic_features = self.critic.extract_features(states, self.critic.features_extractor)
+            actor_loss = self._actor_loss(features, critic_features, sample, ent_coef, baseline, offset)
             self._optimize(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
             losses["actor_loss"] = actor_loss.detach()
 
@@ -259,41 +275,110 @@ class DiffSAC(SafeSaveMixin, SAC):
         for name, values in logged.items():
             self.logger.record(f"train/{name}", th.stack(values).mean().item())
 
+    def _min_q_value(self, critic: ContinuousCritic, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """``min_i Q_i(s, u)`` (B,), from the critic's own features."""
+        rows = th.cat([features, actions], dim=1)
+        return th.cat([q_network(rows) for q_network in critic.q_networks], dim=1).min(dim=1).values
+
+    def _anticipated_value(
+        self,
+        critic: ContinuousCritic,
+        critic_features: th.Tensor,
+        latents: th.Tensor,
+        steps: th.Tensor,
+        readout: tuple[th.Tensor, th.Tensor],
+        ent_coef: th.Tensor,
+    ) -> th.Tensor:
+        """``V⁰_k(s, x^k) = min_i Q_i(s, tanh(m + c ρ_k x^k)) - τ E⁰[Σ_{j≤k} ℓ_j | x^k]`` (B,), k ≥ 0."""
+        signal = remaining_signal(self.actor.schedule())[steps].detach()
+        actions, readout_log_ratios = squashed_readout(signal * latents, *readout)
+        log_ratios = telescoped_log_ratio(latents, signal, self.actor.prior_std) + readout_log_ratios
+        return self._min_q_value(critic, critic_features, actions) - ent_coef * log_ratios
+
+    def _diffusion_value(
+        self,
+        critic: ContinuousCritic,
+        critic_features: th.Tensor,
+        features: th.Tensor,
+        latents: th.Tensor,
+        steps: th.Tensor,
+        readout: tuple[th.Tensor, th.Tensor],
+        ent_coef: th.Tensor,
+        baseline: th.Tensor,
+    ) -> th.Tensor:
+        """``V_k(s, x^k) = b + w_k (V⁰_k - b) + R_k`` (B,), 1 ≤ k < K."""
+        assert self.diffusion_value is not None
+        condition = self.diffusion_value.condition(features)
+        gate, residual = self.diffusion_value(condition, latents / self.actor.prior_std, steps).unbind(dim=1)
+        anticipated = self._anticipated_value(critic, critic_features, latents, steps, readout, ent_coef)
+        return baseline + th.sigmoid(gate) * (anticipated - baseline) + residual
+
     def _diffusion_value_loss(
-        self, features: th.Tensor, sample: PolicySample, q_values: th.Tensor, ent_coef: th.Tensor, offset: int
+        self,
+        features: th.Tensor,
+        target_features: th.Tensor,
+        sample: PolicySample,
+        q_values: th.Tensor,
+        ent_coef: th.Tensor,
+        baseline: th.Tensor,
+        offset: int,
     ) -> th.Tensor:
         """Regression of ``V_k`` on the Monte-Carlo soft return of the chain it lies on, one level a state in turn."""
-        assert self.diffusion_value is not None
         n_levels = self.actor.diffusion_steps - 1
         steps, rows, _ = stratified_levels(features.shape[0], n_levels, 1, offset % n_levels, self.device)
-        targets = q_values - ent_coef * sample.log_ratios.cumsum(dim=0)
-        values = self._diffusion_values(features[rows], sample.latents[steps, rows], steps)
-        return F.mse_loss(values, targets[steps - 1, rows])
+        values = self._diffusion_value(
+            self.critic_target,
+            target_features[rows],
+            features[rows].detach(),
+            sample.latents[steps, rows],
+            steps,
+            (sample.location[rows], sample.log_scale[rows]),
+            ent_coef,
+            baseline[rows],
+        )
+        soft_returns = (q_values - ent_coef * sample.log_ratios.cumsum(dim=0))[steps - 1, rows]
+        return F.mse_loss(values, soft_returns)
 
     def _actor_loss(
-        self, states: TensorOrDict, features: th.Tensor, sample: PolicySample, ent_coef: th.Tensor, offset: int
+        self,
+        features: th.Tensor,
+        critic_features: th.Tensor,
+        sample: PolicySample,
+        ent_coef: th.Tensor,
+        baseline: th.Tensor,
+        offset: int,
     ) -> th.Tensor:
         """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
         n_levels = self.actor.diffusion_steps
         steps, rows, n_last = stratified_levels(
             features.shape[0], n_levels, self.latents_per_state, offset % n_levels, self.device
         )
-        previous, log_ratios = self.actor.reverse_step(features[rows], sample.latents[steps, rows], steps)
-        # The rows with k = 1 come first: they end in an action and are judged by the critics.
-        last = rows[:n_last]
-        actions, readout_log_ratios = squashed_readout(previous[:n_last], *self.actor.readout(features[last]))
-        q_values = th.cat(self.critic(map_observations(lambda x: x[last], states), actions), dim=1).min(dim=1).values
-        soft_return = q_values.sum() - ent_coef * (log_ratios.sum() + readout_log_ratios.sum())
-        if n_last < len(rows):
-            soft_return = soft_return + self._diffusion_values(
-                features[rows[n_last:]].detach(), previous[n_last:], steps[n_last:] - 1
-            ).sum()
-        return -soft_return.squeeze() / len(rows)
-
-    def _diffusion_values(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> th.Tensor:
-        network = self.diffusion_value
-        assert network is not None
-        return network(network.condition(features), latents / self.actor.prior_std, steps).squeeze(1)
+        latents, log_ratios = self.actor.reverse_step(features[rows], sample.latents[steps, rows], steps)
+        # The rows with k = 1 come first: they end in an action, so the critics judge them and the read-out answers for them.
+        last, earlier = rows[:n_last], rows[n_last:]
+        values = self._anticipated_value(
+            self.critic,
+            critic_features[last],
+            latents[:n_last],
+            steps[:n_last] - 1,
+            self.actor.readout(features[last]),
+            ent_coef,
+        ).sum()
+        if len(earlier):
+            values = (
+                values
+                + self._diffusion_value(
+                    self.critic,
+                    critic_features[earlier],
+                    features[earlier].detach(),
+                    latents[n_last:],
+                    steps[n_last:] - 1,
+                    (sample.location[earlier], sample.log_scale[earlier]),
+                    ent_coef,
+                    baseline[earlier],
+                ).sum()
+            )
+        return (ent_coef * log_ratios.sum() - values).squeeze() / len(rows)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = [self.actor.optimizer, self.critic.optimizer]

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -64,7 +63,7 @@ class DiffusionSACPolicy(SACPolicy):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
     ) -> None:
-        self.diffusion_kwargs = dict(
+        self.diffusion_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps,
             prior_std=prior_std,
             kernel=kernel,
@@ -112,8 +111,9 @@ class DiffusionSACPolicy(SACPolicy):
 
     def make_diffusion_value(self) -> StepConditionedMLP | None:
         """
-        The value ``V_k(s, x^k)`` of being ``k`` steps short of an action, k = 1 … K - 1, with the critics' architecture. It sees
-        the actor's features (without a gradient to them).
+        The learned heads of the diffusion value ``V_k``, k = 1 … K - 1 (:class:`~sb3_diffusion.DiffSAC`), with the critics'
+        architecture: the logit of ``w_k`` and ``R_k``. The network sees the actor's features (without a gradient to them) and
+        starts at ``w_k ≈ 0.9``, ``R_k = 0``.
 
         :return: the network, or None for K = 1, which has no such state
         """
@@ -121,14 +121,12 @@ class DiffusionSACPolicy(SACPolicy):
         if diffusion_steps == 1:
             return None
         _, critic_arch = get_actor_critic_arch(self.net_arch)  # type: ignore[arg-type]
-        return StepConditionedMLP(
-            self.actor.features_dim,
-            get_action_dim(self.action_space),
-            diffusion_steps - 1,
-            1,
-            critic_arch,
-            self.activation_fn,
-        ).to(self.device)
+        network = StepConditionedMLP(
+            self.actor.features_dim, self.actor.action_dim, diffusion_steps - 1, 2, critic_arch, self.activation_fn
+        )
+        nn.init.zeros_(network.output_layer.weight)
+        network.output_layer.bias.data.copy_(th.tensor([2.0, 0.0]))
+        return network.to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

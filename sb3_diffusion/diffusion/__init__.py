@@ -1,7 +1,7 @@
 """The mathematics of diffusion policies on tensors. Knows torch, not Stable-Baselines3."""
 
 from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain
-from sb3_diffusion.diffusion.kernels import log_ratio, prior_log_prob, reverse_step, squashed_readout
+from sb3_diffusion.diffusion.kernels import log_ratio, prior_log_prob, reverse_step, squashed_readout, telescoped_log_ratio
 from sb3_diffusion.diffusion.schedule import (
     KERNELS,
     NOISE_SCHEDULES,
@@ -9,6 +9,7 @@ from sb3_diffusion.diffusion.schedule import (
     NoiseSchedule,
     make_betas,
     make_kernel_tables,
+    remaining_signal,
 )
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "make_betas",
     "make_kernel_tables",
     "prior_log_prob",
+    "remaining_signal",
     "reverse_step",
     "sample_chain",
     "squashed_readout",
+    "telescoped_log_ratio",
 ]

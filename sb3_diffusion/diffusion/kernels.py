@@ -60,6 +60,20 @@ def prior_log_prob(latents: th.Tensor, prior_std: float) -> th.Tensor:
     return -0.5 * (latents / prior_std).square().sum(dim=-1) - constant
 
 
+def telescoped_log_ratio(latents: th.Tensor, signal: th.Tensor, prior_std: float) -> th.Tensor:
+    """
+    ``E[Σ_{j≤k} ℓ_j | x^k] = Σ_dims ½ (1 - ρ_k²) (x²/ν² - 1)`` of a chain whose heads are zero: by detailed balance the
+    log-ratios telescope to ``log p(x^0) - log p(x^k)``, and ``x^0`` given ``x^k`` is ``N(ρ_k x^k, (1 - ρ_k²) ν²)``. Exact for
+    "vp".
+
+    :param latents: (B, d), ``x^k``
+    :param signal: broadcastable to (B, d), ``ρ_k``, see :func:`remaining_signal`
+    :param prior_std: ν
+    :return: (B,) in nats, before the read-out's term
+    """
+    return (0.5 * (1 - signal.square()) * ((latents / prior_std).square() - 1)).sum(dim=-1)
+
+
 def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     Read the action out of the last latent, ``u = tanh(m + c x^0)``, with the term it adds to ``ℓ_1``.

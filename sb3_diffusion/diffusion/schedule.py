@@ -42,7 +42,9 @@ def make_betas(
     """
     if isinstance(noise_schedule, str):
         if noise_schedule not in NOISE_SCHEDULES:
-            raise ValueError(f"noise_schedule={noise_schedule!r} is unknown; allowed: {NOISE_SCHEDULES} or a sequence of K betas")
+            raise ValueError(
+                f"noise_schedule={noise_schedule!r} is unknown; allowed: {NOISE_SCHEDULES} or a sequence of K betas"
+            )
         for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
             if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < beta < 1:
                 raise ValueError(f"{name}={beta!r} must be a number in (0, 1)")
@@ -62,10 +64,12 @@ def make_betas(
         try:
             betas = th.as_tensor([float(beta) for beta in noise_schedule], dtype=th.float64)
         except TypeError:
-            raise ValueError(f"noise_schedule={noise_schedule!r} must be one of {NOISE_SCHEDULES} or a sequence of K betas") from None
+            raise ValueError(
+                f"noise_schedule={noise_schedule!r} must be one of {NOISE_SCHEDULES} or a sequence of K betas"
+            ) from None
         if betas.shape != (diffusion_steps,):
             raise ValueError(
-                f"noise_schedule={noise_schedule!r} has {betas.numel()} values; allowed: diffusion_steps={diffusion_steps} values"
+                f"noise_schedule={noise_schedule!r} has {betas.numel()} values; allowed: {diffusion_steps} (diffusion_steps)"
             )
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(f"noise_schedule={noise_schedule!r} must hold values in (0, 1) only")
@@ -88,6 +92,16 @@ def make_kernel_tables(betas: th.Tensor, prior_std: float, kernel: str) -> Kerne
     if kernel == "euler":
         return KernelTables(1 - betas / 2, noise_std, prior_std**2 * betas)
     raise ValueError(f"kernel={kernel!r} is unknown; allowed: {KERNELS}")
+
+
+def remaining_signal(tables: KernelTables) -> th.Tensor:
+    """
+    How much of ``x^0`` the mean of the noising process leaves in ``x^k``: ``ρ_k = Π_{j≤k} retain_j``.
+
+    :param tables: the kernel tables
+    :return: ρ_0 … ρ_K, (K + 1, d) or (K + 1, 1); ρ_0 = 1
+    """
+    return th.cat([th.ones_like(tables.retain[:1]), tables.retain.cumprod(dim=0)])
 
 
 class NoiseSchedule(nn.Module):
