@@ -31,10 +31,13 @@ COLUMNS = (
     "path_entropy",
     "seconds",
 )
-# Keyword arguments on top of each algorithm's own defaults; networks, batch size, learning rate and the number of
-# updates are the same everywhere: SB3's SAC defaults (256x256, 256, 3e-4, one update per step).
+# For every variant, on top of each algorithm's defaults, which are SB3's SAC defaults everywhere (256x256 networks, batch
+# size 256, learning rate 3e-4, one update per step): rl-zoo3's warm-up for MuJoCo.
+COMMON: dict[str, Any] = {"learning_starts": 10_000}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sac": {"algo": "sac"},
+    "diffsac": {"algo": "diffsac"},
+    "diffsac-fullchain": {"algo": "diffusion-sac"},
 }
 
 
@@ -55,7 +58,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
     from stable_baselines3.common.evaluation import evaluate_policy
 
     th.set_num_threads(1)
-    kwargs = dict(VARIANTS[variant])
+    kwargs = COMMON | VARIANTS[variant]
     algo = kwargs.pop("algo")
     if algo == "sac":
         algorithm: Any = SAC
@@ -99,7 +102,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
             return True
 
     settings = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
-    settings["settings"] = {key: repr(value) for key, value in VARIANTS[variant].items()}
+    settings["settings"] = {key: repr(value) for key, value in (COMMON | VARIANTS[variant]).items()}
     settings["versions"] = {package: version(package) for package in PACKAGES}
     (folder / f"{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
     model.learn(steps, callback=Evaluation(), log_interval=1_000_000)

@@ -74,7 +74,7 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
 
     # The actor draws a fresh step from the same x^1; the prior's log-density is a constant that its loss leaves out.
     th.manual_seed(3)
-    loss = ours._actor_loss(observations, observations, sample, ent_coef, q_values, offset=0)
+    loss = ours._actor_loss(observations, observations, sample, ent_coef, offset=0)
     loss = loss + 0.2 * prior_log_prob(sample.latents[1], 1.0).mean()
     th.manual_seed(3)
     standard = th.randn(64, 1) * beta**0.5 + sample.latents[1] * (1 - beta) ** 0.5

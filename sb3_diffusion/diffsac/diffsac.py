@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch as th
 from stable_baselines3 import SAC
@@ -53,6 +53,15 @@ def stratified_levels(
     return steps.to(device), (order // per_state).to(device), n_last
 
 
+class DiffusionValue(NamedTuple):
+    """The parts of ``V_k``, (B,) each, and ``end`` (B, d), the ``x̂⁰`` at which ``q_value`` is taken."""
+
+    q_value: th.Tensor
+    residual: th.Tensor
+    log_ratio: th.Tensor
+    end: th.Tensor
+
+
 class DiffSAC(SafeSaveMixin, SAC):
     """
     Soft actor-critic with a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffSAC").
@@ -61,17 +70,16 @@ class DiffSAC(SafeSaveMixin, SAC):
     and τ the entropy coefficient, each gradient step minimises in turn
 
     * critics: ``½ Σ_i (Q_i(s, a) - y)²``, ``y = r + γ (1 - done) (min_i Q̄_i(s', u') - τ (log p(x'^K) + Σ_k ℓ'_k))``
-    * diffusion value: ``(V_k(s', x'^k) - min_i Q̄_i(s', u') + τ Σ_{j≤k} ℓ'_j)²`` for k = 1 … K - 1
+    * diffusion value: ``V_k(s', x'^k)``, k = 1 … K - 1, regressed on ``min_i Q̄_i(s', u') - τ Σ_{j≤k} ℓ'_j``
     * actor: ``τ ℓ_k - Q_k(s', x^{k-1})`` with a fresh reparametrised ``x^{k-1}`` from the stored ``x'^k``, where
       ``Q_1 = min_i Q_i(s', u)`` and ``Q_k = V_{k-1}``
 
     so that no gradient passes through more than one reverse step and activation memory does not grow with K. On terminal
     transitions, whose next state needs no action, the chain is sampled at ``s`` instead.
 
-    The diffusion value is anchored in the critics, ``V_k = b + w_k (V⁰_k - b) + R_k``: ``b = min_i Q̄_i(s, tanh m(s))``, and
-    ``V⁰_k`` is what the critics say of the action that ``x^k`` leads to if the rest of the chain only takes its noise away,
-    with the entropy of that chain in closed form. The network's two heads, ``w_k`` in (0, 1) and ``R_k``, learn how far that
-    holds and what is missing. A network for all of ``V_k`` lags behind critics and τ (docs/method.md, "The diffusion value").
+    The diffusion value is anchored in the critics, ``V_k = min_i Q_i(s, tanh(m + c x̂⁰)) + R_k - τ L_k``: its network predicts
+    the end ``x̂⁰`` of the chain, the log-ratios ``L_k`` still to come, and what the prediction leaves out, ``R_k``. So it
+    follows the critics and τ at once; a network for all of ``V_k`` lags behind them (docs/method.md, "The diffusion value").
 
     Parameters not listed are those of :class:`stable_baselines3.SAC`, in the same order.
 
@@ -246,20 +254,15 @@ class DiffSAC(SafeSaveMixin, SAC):
             losses["critic_loss"] = critic_loss.detach()
 
             offset = self._n_updates + gradient_step
-            baseline = q_values  # without latents between prior and action (K = 1) nobody needs one
             if self.diffusion_value is not None:
-                with th.no_grad():
-                    baseline = self._min_q_value(self.critic_target, target_features, th.tanh(sample.location))
-                value_loss = self._diffusion_value_loss(
-                    features, target_features, sample, q_values, ent_coef, baseline, offset
-                )
+                value_loss = self._diffusion_value_loss(features, target_features, sample, q_values, offset)
                 parameters = list(self.diffusion_value.parameters())
                 self._optimize(self.diffusion_value.optimizer, value_loss, parameters)  # type: ignore[arg-type]
                 losses["diffusion_value_loss"] = value_loss.detach()
 
             with th.no_grad():
                 critic_features = self.critic.extract_features(states, self.critic.features_extractor)
-            actor_loss = self._actor_loss(features, critic_features, sample, ent_coef, baseline, offset)
+            actor_loss = self._actor_loss(features, critic_features, sample, ent_coef, offset)
             self._optimize(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
             losses["actor_loss"] = actor_loss.detach()
 
@@ -280,21 +283,6 @@ class DiffSAC(SafeSaveMixin, SAC):
         rows = th.cat([features, actions], dim=1)
         return th.cat([q_network(rows) for q_network in critic.q_networks], dim=1).min(dim=1).values
 
-    def _anticipated_value(
-        self,
-        critic: ContinuousCritic,
-        critic_features: th.Tensor,
-        latents: th.Tensor,
-        steps: th.Tensor,
-        readout: tuple[th.Tensor, th.Tensor],
-        ent_coef: th.Tensor,
-    ) -> th.Tensor:
-        """``V⁰_k(s, x^k) = min_i Q_i(s, tanh(m + c ρ_k x^k)) - τ E⁰[Σ_{j≤k} ℓ_j | x^k]`` (B,), k ≥ 0."""
-        signal = remaining_signal(self.actor.schedule())[steps].detach()
-        actions, readout_log_ratios = squashed_readout(signal * latents, *readout)
-        log_ratios = telescoped_log_ratio(latents, signal, self.actor.prior_std) + readout_log_ratios
-        return self._min_q_value(critic, critic_features, actions) - ent_coef * log_ratios
-
     def _diffusion_value(
         self,
         critic: ContinuousCritic,
@@ -303,50 +291,38 @@ class DiffSAC(SafeSaveMixin, SAC):
         latents: th.Tensor,
         steps: th.Tensor,
         readout: tuple[th.Tensor, th.Tensor],
-        ent_coef: th.Tensor,
-        baseline: th.Tensor,
-    ) -> th.Tensor:
-        """``V_k(s, x^k) = b + w_k (V⁰_k - b) + R_k`` (B,), 1 ≤ k < K."""
+    ) -> DiffusionValue:
+        """
+        The parts of ``V_k(s, x^k) = min_i Q_i + R_k - τ L_k``, 1 ≤ k < K. Each head starts at zero, which is what an untrained
+        chain needs: ``x̂⁰ = ρ_k x^k``, and the log-ratios telescope.
+        """
         assert self.diffusion_value is not None
+        signal = remaining_signal(self.actor.schedule())[steps].detach()
         condition = self.diffusion_value.condition(features)
-        gate, residual = self.diffusion_value(condition, latents / self.actor.prior_std, steps).unbind(dim=1)
-        anticipated = self._anticipated_value(critic, critic_features, latents, steps, readout, ent_coef)
-        return baseline + th.sigmoid(gate) * (anticipated - baseline) + residual
+        heads = self.diffusion_value(condition, latents / self.actor.prior_std, steps)
+        end = signal * latents + self.actor.prior_std * heads[:, 2:]
+        actions, readout_log_ratio = squashed_readout(end, *readout)
+        log_ratio = telescoped_log_ratio(latents, signal, self.actor.prior_std) + readout_log_ratio + heads[:, 1]
+        return DiffusionValue(self._min_q_value(critic, critic_features, actions), heads[:, 0], log_ratio, end)
 
     def _diffusion_value_loss(
-        self,
-        features: th.Tensor,
-        target_features: th.Tensor,
-        sample: PolicySample,
-        q_values: th.Tensor,
-        ent_coef: th.Tensor,
-        baseline: th.Tensor,
-        offset: int,
+        self, features: th.Tensor, target_features: th.Tensor, sample: PolicySample, q_values: th.Tensor, offset: int
     ) -> th.Tensor:
-        """Regression of ``V_k`` on the Monte-Carlo soft return of the chain it lies on, one level a state in turn."""
+        """Regression of each part on what the chain through ``x^k`` came to, one level a state in turn."""
         n_levels = self.actor.diffusion_steps - 1
         steps, rows, _ = stratified_levels(features.shape[0], n_levels, 1, offset % n_levels, self.device)
-        values = self._diffusion_value(
-            self.critic_target,
-            target_features[rows],
-            features[rows].detach(),
-            sample.latents[steps, rows],
-            steps,
-            (sample.location[rows], sample.log_scale[rows]),
-            ent_coef,
-            baseline[rows],
+        readout = sample.location[rows], sample.log_scale[rows]
+        value = self._diffusion_value(
+            self.critic_target, target_features[rows], features[rows].detach(), sample.latents[steps, rows], steps, readout
         )
-        soft_returns = (q_values - ent_coef * sample.log_ratios.cumsum(dim=0))[steps - 1, rows]
-        return F.mse_loss(values, soft_returns)
+        # The end of the chain is learned from the latents alone, not by raising Q.
+        q_loss = F.mse_loss(value.q_value.detach() + value.residual, q_values[rows])
+        log_ratio_loss = F.mse_loss(value.log_ratio, sample.log_ratios.cumsum(dim=0)[steps - 1, rows])
+        end_loss = F.mse_loss(value.end / self.actor.prior_std, sample.latents[0][rows] / self.actor.prior_std)
+        return q_loss + log_ratio_loss + end_loss
 
     def _actor_loss(
-        self,
-        features: th.Tensor,
-        critic_features: th.Tensor,
-        sample: PolicySample,
-        ent_coef: th.Tensor,
-        baseline: th.Tensor,
-        offset: int,
+        self, features: th.Tensor, critic_features: th.Tensor, sample: PolicySample, ent_coef: th.Tensor, offset: int
     ) -> th.Tensor:
         """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
         n_levels = self.actor.diffusion_steps
@@ -356,29 +332,21 @@ class DiffSAC(SafeSaveMixin, SAC):
         latents, log_ratios = self.actor.reverse_step(features[rows], sample.latents[steps, rows], steps)
         # The rows with k = 1 come first: they end in an action, so the critics judge them and the read-out answers for them.
         last, earlier = rows[:n_last], rows[n_last:]
-        values = self._anticipated_value(
-            self.critic,
-            critic_features[last],
-            latents[:n_last],
-            steps[:n_last] - 1,
-            self.actor.readout(features[last]),
-            ent_coef,
-        ).sum()
+        actions, readout_log_ratio = squashed_readout(latents[:n_last], *self.actor.readout(features[last]))
+        q_values = self._min_q_value(self.critic, critic_features[last], actions).sum()
+        log_ratio = log_ratios.sum() + readout_log_ratio.sum()
         if len(earlier):
-            values = (
-                values
-                + self._diffusion_value(
-                    self.critic,
-                    critic_features[earlier],
-                    features[earlier].detach(),
-                    latents[n_last:],
-                    steps[n_last:] - 1,
-                    (sample.location[earlier], sample.log_scale[earlier]),
-                    ent_coef,
-                    baseline[earlier],
-                ).sum()
+            value = self._diffusion_value(
+                self.critic,
+                critic_features[earlier],
+                features[earlier].detach(),
+                latents[n_last:],
+                steps[n_last:] - 1,
+                (sample.location[earlier], sample.log_scale[earlier]),
             )
-        return (ent_coef * log_ratios.sum() - values).squeeze() / len(rows)
+            q_values = q_values + (value.q_value + value.residual).sum()
+            log_ratio = log_ratio + value.log_ratio.sum()
+        return (ent_coef * log_ratio - q_values).squeeze() / len(rows)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = [self.actor.optimizer, self.critic.optimizer]

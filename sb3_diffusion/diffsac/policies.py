@@ -111,9 +111,9 @@ class DiffusionSACPolicy(SACPolicy):
 
     def make_diffusion_value(self) -> StepConditionedMLP | None:
         """
-        The learned heads of the diffusion value ``V_k``, k = 1 … K - 1 (:class:`~sb3_diffusion.DiffSAC`), with the critics'
-        architecture: the logit of ``w_k`` and ``R_k``. The network sees the actor's features (without a gradient to them) and
-        starts at ``w_k ≈ 0.9``, ``R_k = 0``.
+        The learned part of the diffusion value ``V_k``, k = 1 … K - 1 (:class:`~sb3_diffusion.DiffSAC`), with the critics'
+        architecture and the 2 + d heads ``R_k``, ``L_k`` and ``x̂⁰``. It sees the actor's features (without a gradient to them)
+        and starts at zero.
 
         :return: the network, or None for K = 1, which has no such state
         """
@@ -121,11 +121,12 @@ class DiffusionSACPolicy(SACPolicy):
         if diffusion_steps == 1:
             return None
         _, critic_arch = get_actor_critic_arch(self.net_arch)  # type: ignore[arg-type]
+        action_dim = self.actor.action_dim
         network = StepConditionedMLP(
-            self.actor.features_dim, self.actor.action_dim, diffusion_steps - 1, 2, critic_arch, self.activation_fn
+            self.actor.features_dim, action_dim, diffusion_steps - 1, 2 + action_dim, critic_arch, self.activation_fn
         )
         nn.init.zeros_(network.output_layer.weight)
-        network.output_layer.bias.data.copy_(th.tensor([2.0, 0.0]))
+        nn.init.zeros_(network.output_layer.bias)
         return network.to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
