@@ -53,10 +53,37 @@ def stratified_levels(
     return steps.to(device), (order // per_state).to(device), n_last
 
 
-class DiffusionValue(NamedTuple):
-    """The parts of ``V_k``, (B,) each, and ``end`` (B, d), the ``x̂⁰`` at which ``q_value`` is taken."""
+class LatentRows(NamedTuple):
+    """
+    Latents on which a loss is evaluated: ``latents`` (N, d) are ``x^k`` with ``steps`` k (N,), in ascending order, of the
+    states ``rows`` (N,); the first ``n_last`` have k = 1.
+    """
 
-    q_value: th.Tensor
+    latents: th.Tensor
+    steps: th.Tensor
+    rows: th.Tensor
+    n_last: int
+
+
+class SampledChains(NamedTuple):
+    """
+    What a gradient step needs of its chains, one per state: the actions (B, d) and their path log-probability (B,), the ends
+    ``x^0`` (B, d), the read-out ``(m, log c)``, κ latents a state for the actor, and for the diffusion value (if K > 1) one a
+    state with the sum of the log-ratios from there on (N,). The other latents are not kept.
+    """
+
+    actions: th.Tensor
+    path_log_prob: th.Tensor
+    ends: th.Tensor
+    readout: tuple[th.Tensor, th.Tensor]
+    actor_rows: LatentRows
+    value_rows: LatentRows | None
+    log_ratios_to_come: th.Tensor | None
+
+
+class ChainForecast(NamedTuple):
+    """Heads of the diffusion value network: ``R_k`` (N,), ``L_k`` (N,) without the read-out's term, and ``x̂⁰`` (N, d)."""
+
     residual: th.Tensor
     log_ratio: th.Tensor
     end: th.Tensor
@@ -228,14 +255,13 @@ class DiffSAC(SafeSaveMixin, SAC):
             # lend theirs to the last state of the episode (all there is in a one-step problem).
             states = map_observations(at_terminal, replay_data.observations, replay_data.next_observations)
             features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
-            with th.no_grad():
-                sample = self.actor.sample(features)
+            chains = self._sample_chains(features, self._n_updates + gradient_step)
 
-            losses: dict[str, th.Tensor] = {"path_entropy": -sample.path_log_prob.mean()}
+            losses: dict[str, th.Tensor] = {"path_entropy": -chains.path_log_prob.mean()}
             if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
                 ent_coef = th.exp(self.log_ent_coef.detach())
                 assert isinstance(self.target_entropy, float)
-                ent_coef_loss = -(self.log_ent_coef * (sample.path_log_prob + self.target_entropy)).mean()
+                ent_coef_loss = -(self.log_ent_coef * (chains.path_log_prob + self.target_entropy)).mean()
                 self._optimize(self.ent_coef_optimizer, ent_coef_loss, [self.log_ent_coef])
                 losses["ent_coef_loss"] = ent_coef_loss.detach()
             else:
@@ -244,8 +270,8 @@ class DiffSAC(SafeSaveMixin, SAC):
 
             with th.no_grad():
                 target_features = self.critic_target.extract_features(states, self.critic_target.features_extractor)
-                q_values = self._min_q_value(self.critic_target, target_features, sample.actions)
-                soft_values = (q_values - ent_coef * sample.path_log_prob).unsqueeze(1)
+                q_values = self._min_q_value(self.critic_target, target_features, chains.actions)
+                soft_values = (q_values - ent_coef * chains.path_log_prob).unsqueeze(1)
                 target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
             current_q_values = self.critic(replay_data.observations, replay_data.actions)
             critic_loss = 0.5 * sum(F.mse_loss(current_q, target_q_values) for current_q in current_q_values)
@@ -253,16 +279,15 @@ class DiffSAC(SafeSaveMixin, SAC):
             self._optimize(self.critic.optimizer, critic_loss)
             losses["critic_loss"] = critic_loss.detach()
 
-            offset = self._n_updates + gradient_step
             if self.diffusion_value is not None:
-                value_loss = self._diffusion_value_loss(features, target_features, sample, q_values, offset)
+                value_loss = self._diffusion_value_loss(features, target_features, chains, q_values)
                 parameters = list(self.diffusion_value.parameters())
                 self._optimize(self.diffusion_value.optimizer, value_loss, parameters)  # type: ignore[arg-type]
                 losses["diffusion_value_loss"] = value_loss.detach()
 
             with th.no_grad():
                 critic_features = self.critic.extract_features(states, self.critic.features_extractor)
-            actor_loss = self._actor_loss(features, critic_features, sample, ent_coef, offset)
+            actor_loss = self._actor_loss(features, critic_features, chains, ent_coef)
             self._optimize(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
             losses["actor_loss"] = actor_loss.detach()
 
@@ -283,69 +308,90 @@ class DiffSAC(SafeSaveMixin, SAC):
         rows = th.cat([features, actions], dim=1)
         return th.cat([q_network(rows) for q_network in critic.q_networks], dim=1).min(dim=1).values
 
-    def _diffusion_value(
+    @th.no_grad()
+    def _sample_chains(self, features: th.Tensor, offset: int) -> SampledChains:
+        """One chain per state; ``offset`` rotates which latents are kept for the losses."""
+        sample = self.actor.sample(features)
+        n_levels = self.actor.diffusion_steps
+        value_rows = log_ratios_to_come = None
+        if n_levels > 1:
+            value_rows = self._latent_rows(sample, n_levels - 1, 1, offset)
+            log_ratios_to_come = sample.log_ratios.cumsum(dim=0)[value_rows.steps - 1, value_rows.rows]
+        return SampledChains(
+            sample.actions,
+            sample.path_log_prob,
+            sample.latents[0].clone(),
+            (sample.location, sample.log_scale),
+            self._latent_rows(sample, n_levels, self.latents_per_state, offset),
+            value_rows,
+            log_ratios_to_come,
+        )
+
+    def _latent_rows(self, sample: PolicySample, n_levels: int, per_state: int, offset: int) -> LatentRows:
+        batch_size = len(sample.actions)
+        steps, rows, n_last = stratified_levels(batch_size, n_levels, per_state, offset % n_levels, self.device)
+        return LatentRows(sample.latents[steps, rows], steps, rows, n_last)
+
+    def _forecast(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> ChainForecast:
+        """
+        What is to come from ``x^k`` on, 1 ≤ k < K. Heads at zero are right for an untrained chain: ``x̂⁰ = ρ_k x^k``, and the
+        log-ratios telescope.
+        """
+        assert self.diffusion_value is not None
+        prior_std = self.actor.prior_std
+        signal = remaining_signal(self.actor.schedule())[steps].detach()
+        heads = self.diffusion_value(self.diffusion_value.condition(features), latents / prior_std, steps)
+        log_ratio = telescoped_log_ratio(latents, signal, prior_std) + heads[:, 1]
+        return ChainForecast(heads[:, 0], log_ratio, signal * latents + prior_std * heads[:, 2:])
+
+    def _anchor(
         self,
         critic: ContinuousCritic,
         critic_features: th.Tensor,
-        features: th.Tensor,
-        latents: th.Tensor,
-        steps: th.Tensor,
+        forecast: ChainForecast,
         readout: tuple[th.Tensor, th.Tensor],
-    ) -> DiffusionValue:
-        """
-        The parts of ``V_k(s, x^k) = min_i Q_i + R_k - τ L_k``, 1 ≤ k < K. Each head starts at zero, which is what an untrained
-        chain needs: ``x̂⁰ = ρ_k x^k``, and the log-ratios telescope.
-        """
-        assert self.diffusion_value is not None
-        signal = remaining_signal(self.actor.schedule())[steps].detach()
-        condition = self.diffusion_value.condition(features)
-        heads = self.diffusion_value(condition, latents / self.actor.prior_std, steps)
-        end = signal * latents + self.actor.prior_std * heads[:, 2:]
-        actions, readout_log_ratio = squashed_readout(end, *readout)
-        log_ratio = telescoped_log_ratio(latents, signal, self.actor.prior_std) + readout_log_ratio + heads[:, 1]
-        return DiffusionValue(self._min_q_value(critic, critic_features, actions), heads[:, 0], log_ratio, end)
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """``min_i Q_i(s, tanh(m + c x̂⁰)) + R_k`` and ``L_k`` with the read-out's term, (N,) each; together ``V_k``."""
+        actions, readout_log_ratio = squashed_readout(forecast.end, *readout)
+        q_values = self._min_q_value(critic, critic_features, actions)
+        return q_values + forecast.residual, forecast.log_ratio + readout_log_ratio
 
     def _diffusion_value_loss(
-        self, features: th.Tensor, target_features: th.Tensor, sample: PolicySample, q_values: th.Tensor, offset: int
+        self, features: th.Tensor, target_features: th.Tensor, chains: SampledChains, q_values: th.Tensor
     ) -> th.Tensor:
-        """Regression of each part on what the chain through ``x^k`` came to, one level a state in turn."""
-        n_levels = self.actor.diffusion_steps - 1
-        steps, rows, _ = stratified_levels(features.shape[0], n_levels, 1, offset % n_levels, self.device)
-        readout = sample.location[rows], sample.log_scale[rows]
-        value = self._diffusion_value(
-            self.critic_target, target_features[rows], features[rows].detach(), sample.latents[steps, rows], steps, readout
+        """Regression of the three heads on what the chains through the latents came to."""
+        assert chains.value_rows is not None and chains.log_ratios_to_come is not None
+        latents, steps, rows, _ = chains.value_rows
+        forecast = self._forecast(features[rows].detach(), latents, steps)
+        readout = chains.readout[0][rows], chains.readout[1][rows]
+        # Only the end itself teaches where the chain ends; the other two heads learn what that prediction leaves out.
+        anchored = self._anchor(
+            self.critic_target, target_features[rows], forecast._replace(end=forecast.end.detach()), readout
         )
-        # The end of the chain is learned from the latents alone, not by raising Q.
-        q_loss = F.mse_loss(value.q_value.detach() + value.residual, q_values[rows])
-        log_ratio_loss = F.mse_loss(value.log_ratio, sample.log_ratios.cumsum(dim=0)[steps - 1, rows])
-        end_loss = F.mse_loss(value.end / self.actor.prior_std, sample.latents[0][rows] / self.actor.prior_std)
-        return q_loss + log_ratio_loss + end_loss
+        prior_std = self.actor.prior_std
+        return (
+            F.mse_loss(anchored[0], q_values[rows])
+            + F.mse_loss(anchored[1], chains.log_ratios_to_come)
+            + F.mse_loss(forecast.end / prior_std, chains.ends[rows] / prior_std)
+        )
 
     def _actor_loss(
-        self, features: th.Tensor, critic_features: th.Tensor, sample: PolicySample, ent_coef: th.Tensor, offset: int
+        self, features: th.Tensor, critic_features: th.Tensor, chains: SampledChains, ent_coef: th.Tensor
     ) -> th.Tensor:
         """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
-        n_levels = self.actor.diffusion_steps
-        steps, rows, n_last = stratified_levels(
-            features.shape[0], n_levels, self.latents_per_state, offset % n_levels, self.device
-        )
-        latents, log_ratios = self.actor.reverse_step(features[rows], sample.latents[steps, rows], steps)
+        stored, steps, rows, n_last = chains.actor_rows
+        latents, log_ratios = self.actor.reverse_step(features[rows], stored, steps)
         # The rows with k = 1 come first: they end in an action, so the critics judge them and the read-out answers for them.
         last, earlier = rows[:n_last], rows[n_last:]
         actions, readout_log_ratio = squashed_readout(latents[:n_last], *self.actor.readout(features[last]))
         q_values = self._min_q_value(self.critic, critic_features[last], actions).sum()
         log_ratio = log_ratios.sum() + readout_log_ratio.sum()
         if len(earlier):
-            value = self._diffusion_value(
-                self.critic,
-                critic_features[earlier],
-                features[earlier].detach(),
-                latents[n_last:],
-                steps[n_last:] - 1,
-                (sample.location[earlier], sample.log_scale[earlier]),
-            )
-            q_values = q_values + (value.q_value + value.residual).sum()
-            log_ratio = log_ratio + value.log_ratio.sum()
+            forecast = self._forecast(features[earlier].detach(), latents[n_last:], steps[n_last:] - 1)
+            readout = chains.readout[0][earlier], chains.readout[1][earlier]
+            anchored = self._anchor(self.critic, critic_features[earlier], forecast, readout)
+            q_values = q_values + anchored[0].sum()
+            log_ratio = log_ratio + anchored[1].sum()
         return (ent_coef * log_ratio - q_values).squeeze() / len(rows)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:

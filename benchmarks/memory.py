@@ -1,0 +1,116 @@
+"""
+Peak memory of one gradient step: DiffSAC's per-step gradient and the full-chain gradient (SB3's SAC with the same policy).
+
+    python benchmarks/memory.py
+
+HalfCheetah-v5's shapes, 256x256 networks, batch 256. Counted are the storages of all live tensors after every operation:
+parameters, optimizer states, gradients, activations; the replay buffer is not a tensor. Writes results/memory.csv and .png.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import torch as th
+from gymnasium import spaces
+from matplotlib.figure import Figure
+from stable_baselines3 import SAC
+from stable_baselines3.common.envs import IdentityEnvBox
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+
+
+class HalfCheetahShapes(IdentityEnvBox):
+    """The shapes of HalfCheetah-v5, without MuJoCo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1, 1, (17,))
+        self.action_space = spaces.Box(-1, 1, (6,))
+
+    def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
+        return self.observation_space.sample(), {}
+
+    def step(self, action):  # type: ignore[no-untyped-def]
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes held by all tensors made inside the context and by those given at its start; ``peak`` is their maximum."""
+
+    def __init__(self, tensors: list[th.Tensor]) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+        self.add(tensors)
+
+    def add(self, tensors: list[th.Tensor]) -> None:
+        self.storages = {key: value for key, value in self.storages.items() if not value[0].expired()}
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            self.storages[reference.cdata] = (reference, storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        outputs = func(*args, **(kwargs or {}))
+        self.add([leaf for leaf in tree_leaves(outputs) if isinstance(leaf, th.Tensor)])
+        return outputs
+
+
+def peak_megabytes(algorithm: type[SAC], diffusion_steps: int) -> float:
+    """:return: the most that all tensors of one gradient step hold at a time, in MB"""
+    policy = "MlpPolicy" if algorithm is DiffSAC else DiffusionSACPolicy
+    model = algorithm(
+        policy,
+        HalfCheetahShapes(),
+        learning_starts=260,
+        buffer_size=300,
+        seed=0,
+        device="cpu",
+        policy_kwargs=dict(diffusion_steps=diffusion_steps),
+    )
+    model.learn(262)  # optimizer states exist from now on
+    optimizers = [model.actor.optimizer, model.critic.optimizer]
+    if isinstance(model, DiffSAC):
+        assert model.diffusion_value is not None
+        optimizers.append(model.diffusion_value.optimizer)
+        tensors = list(model.policy.parameters())
+    else:
+        tensors = [*model.actor.parameters(), *model.critic.parameters(), *model.critic_target.parameters()]
+    tensors += [leaf for optimizer in optimizers for leaf in tree_leaves(optimizer.state) if isinstance(leaf, th.Tensor)]
+    memory = PeakMemory(tensors)
+    with memory:
+        model.train(1, batch_size=256)
+    return memory.peak / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--diffusion-steps", nargs="+", type=int, default=[4, 16, 64])
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    rows = [(steps, peak_megabytes(DiffSAC, steps), peak_megabytes(SAC, steps)) for steps in args.diffusion_steps]
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "memory.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["diffusion_steps", "diffsac_mb", "fullchain_mb"])
+        writer.writerows([steps, f"{ours:.2f}", f"{full:.2f}"] for steps, ours, full in rows)
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(args.diffusion_steps, [row[1] for row in rows], "o-", label="DiffSAC (one reverse step)")
+    axes.plot(args.diffusion_steps, [row[2] for row in rows], "s--", label="full chain (SB3's SAC)")
+    axes.set(xlabel="diffusion steps K", ylabel="peak memory of a gradient step [MB]", ylim=(0, None))
+    axes.legend()
+    figure.savefig(out / "memory.png", dpi=150)
+    for steps, ours, full in rows:
+        print(f"K = {steps}: DiffSAC {ours:.1f} MB, full chain {full:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
