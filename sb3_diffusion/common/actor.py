@@ -1,5 +1,6 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,9 +31,11 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: fixed antithetic starting points besides zero, and how often each is noised and denoised again.
+# Deterministic prediction: fixed antithetic starting points besides zero, how often each goes down the chain (from K, K/2,
+# K/4), and antithetic pairs of paths for the density of where they end.
 N_MODE_START_PAIRS = 4
 N_MODE_SWEEPS = 3
+N_MODE_PATH_PAIRS = 4
 
 
 class PolicySample(NamedTuple):
@@ -73,6 +76,7 @@ class DiffusionActor(Actor):
     """
 
     mode_starts: th.Tensor
+    mode_noise: th.Tensor
 
     def __init__(
         self,
@@ -148,9 +152,13 @@ class DiffusionActor(Actor):
         for layer in last_layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        starts = np.random.default_rng(0).standard_normal((N_MODE_START_PAIRS, self.action_dim))
+        generator = np.random.default_rng(0)
+        starts = generator.standard_normal((N_MODE_START_PAIRS, self.action_dim))
         starts = np.concatenate([np.zeros((1, self.action_dim)), starts, -starts])
         self.register_buffer("mode_starts", th.as_tensor(starts, dtype=th.float32), persistent=False)
+        noise = generator.standard_normal((N_MODE_PATH_PAIRS, diffusion_steps, self.action_dim))
+        noise = np.concatenate([noise, -noise])
+        self.register_buffer("mode_noise", th.as_tensor(noise, dtype=th.float32), persistent=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -231,10 +239,10 @@ class DiffusionActor(Actor):
         """
         A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
 
-        Several fixed prior points (zero among them) go down the noise-free chain; then each end point is repeatedly scaled
-        back to ``x^K`` along the noise-free noising process and denoised again, which moves it to the centre of its mode. The
-        end point with the highest path log-density wins. The noise-free chain from zero alone would end *between* the modes of
-        a symmetric policy; there the learned variance is large, so that its density is low and it loses.
+        Several fixed prior points (zero among them) go down the noise-free chain; then each end point is scaled back to
+        ``x^{K/2}`` and to ``x^{K/4}`` along the noise-free noising process and denoised again, which moves it to the centre of
+        its mode. The end point with the highest estimated density wins. The noise-free chain from zero alone would end
+        *between* the modes of a symmetric policy, where no noisy chain ends.
 
         :param features: (B, features_dim)
         :return: actions (B, d) in [-1, 1]
@@ -245,23 +253,42 @@ class DiffusionActor(Actor):
         signal = remaining_signal(tables)
         latents = self.prior_std * self.mode_starts.repeat(batch_size, 1)
         for sweep in range(N_MODE_SWEEPS):
+            top = -(-steps // 2**sweep)
             if sweep > 0:
-                latents = signal[-1] * latents
-            for k in range(steps, 0, -1):
+                latents = signal[top] * latents
+            for k in range(top, 0, -1):
                 drift, _ = self.denoise(condition, latents, k)
                 latents = tables.retain[k - 1] * latents + tables.drift_scale[k - 1] * drift
-        # Density of the path from x^0 through the means of the noising process, all steps in one batch.
-        path = signal.unsqueeze(1) * latents
-        all_steps = th.arange(1, steps + 1, device=features.device).repeat_interleave(latents.shape[0])
-        drift, log_scale = self.denoise(condition.repeat(steps, 1), path[1:].flatten(0, 1), all_steps)
-        step_tables = KernelTables(*(table[all_steps - 1] for table in tables))
-        mean = step_tables.retain * path[1:].flatten(0, 1) + step_tables.drift_scale * drift
-        residual = (path[:-1].flatten(0, 1) - mean) / (step_tables.noise_std * log_scale.exp())
-        log_ratios = log_ratio(path[1:].flatten(0, 1), path[:-1].flatten(0, 1), residual, log_scale, step_tables)
-        score = prior_log_prob(path[-1], self.prior_std) + log_ratios.reshape(steps, -1).sum(dim=0)
+        score = self._log_density(condition, latents)
         best = score.reshape(batch_size, n_starts).argmax(dim=1)
         latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
         return squashed_readout(latents, *self.readout(features))[0]
+
+    def _log_density(self, condition: th.Tensor, ends: th.Tensor) -> th.Tensor:
+        """
+        Importance-sampling estimate of the log-density of ``x^0``: the mean of ``p(x^K) Π_k q(x^{k-1}|x^k) / π(x^k|x^{k-1})``
+        over paths of the noising process with fixed noise.
+
+        :param condition: (B, width)
+        :param ends: (B, d), ``x^0``
+        :return: (B,) in nats
+        """
+        tables = self.schedule()
+        n_paths, steps = self.mode_noise.shape[0], self.diffusion_steps
+        noise = self.mode_noise.repeat(len(ends), 1, 1)
+        path = [ends.repeat_interleave(n_paths, dim=0)]
+        for index in range(steps):
+            path.append(tables.retain[index] * path[-1] + tables.noise_std[index] * noise[:, index])
+        # All steps of all paths in one batch
+        latents, previous = th.cat(path[1:]), th.cat(path[:-1])
+        k = th.arange(1, steps + 1, device=ends.device).repeat_interleave(len(path[0]))
+        drift, log_scale = self.denoise(condition.repeat_interleave(n_paths, dim=0).repeat(steps, 1), latents, k)
+        step_tables = KernelTables(*(table[k - 1] for table in tables))
+        mean = step_tables.retain * latents + step_tables.drift_scale * drift
+        residual = (previous - mean) / (step_tables.noise_std * log_scale.exp())
+        log_ratios = log_ratio(latents, previous, residual, log_scale, step_tables).reshape(steps, -1).sum(dim=0)
+        log_weights = prior_log_prob(path[-1], self.prior_std) + log_ratios
+        return log_weights.reshape(-1, n_paths).logsumexp(dim=1) - math.log(n_paths)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """

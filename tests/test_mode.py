@@ -1,0 +1,116 @@
+"""Deterministic prediction picks a mode (docs/method.md, "The policy")."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
+
+import sb3_diffusion.envs  # noqa: F401  (registers the environments)
+from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+from sb3_diffusion.common import DiffusionActor
+from sb3_diffusion.diffusion import remaining_signal
+from sb3_diffusion.evaluation import sample_actions, total_variation
+
+
+def mixture_actor(weights: list[float], centres: list[list[float]], std: float, diffusion_steps: int) -> DiffusionActor:
+    """An actor whose reverse steps are the exact posterior's mean and standard deviation for a mixture of Gaussians x^0."""
+    space = spaces.Box(-1, 1, (len(centres[0]),))
+    actor = DiffusionActor(
+        spaces.Box(-1, 1, (1,)),
+        space,
+        [8],
+        FlattenExtractor(space),
+        1,
+        diffusion_steps=diffusion_steps,
+        noise_schedule="cosine",
+    )
+    tables, means, log_weights = actor.schedule(), th.tensor(centres), th.tensor(weights).log()
+    signal = remaining_signal(tables).flatten()
+
+    def denoise(condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+        k = th.as_tensor(steps).expand(len(latents)).unsqueeze(1)
+        retain, noise_std = tables.retain.flatten()[k - 1], tables.noise_std.flatten()[k - 1]
+        before, after = signal[k - 1], signal[k]
+        variance_before, variance_after = before**2 * std**2 + 1 - before**2, after**2 * std**2 + 1 - after**2
+        distance = (latents.unsqueeze(1) - (after * th.ones_like(after)).unsqueeze(1) * means) ** 2
+        responsibility = th.softmax(log_weights - 0.5 * distance.sum(dim=2) / variance_after, dim=1).unsqueeze(2)
+        gain = retain * variance_before / variance_after
+        component_means = (
+            before.unsqueeze(1) * means + (gain * (latents - 0)).unsqueeze(1) - (gain * after).unsqueeze(1) * means
+        )
+        mean = (responsibility * component_means).sum(dim=1)
+        spread = (responsibility * (component_means - mean.unsqueeze(1)) ** 2).sum(dim=1)
+        posterior_std = (variance_before * (1 - gain * retain) + spread).sqrt()
+        return (mean - retain * latents) / noise_std, (posterior_std / noise_std).log()
+
+    actor.denoise = denoise  # type: ignore[method-assign]
+    return actor
+
+
+@pytest.mark.parametrize("diffusion_steps", [4, 8, 16])
+def test_of_two_equal_modes_one_is_picked_and_not_the_point_between(diffusion_steps) -> None:
+    actor = mixture_actor([0.5, 0.5], [[-1.0], [1.0]], 0.15, diffusion_steps)
+    sampled = actor.sample(th.zeros(2000, 1)).latents[0].flatten()
+    assert 0.4 < (sampled > 0).float().mean() < 0.6  # the policy itself holds both
+    assert th.atanh(actor.mode(th.zeros(1, 1))).abs().item() == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize("heavier", [0, 1])
+def test_of_two_modes_the_heavier_is_picked(heavier) -> None:
+    weights = [0.3, 0.3]
+    weights[heavier] = 0.7
+    actor = mixture_actor(weights, [[-1.0], [0.8]], 0.15, 8)
+    assert th.atanh(actor.mode(th.zeros(1, 1))).item() == pytest.approx([-1.0, 0.8][heavier], abs=0.1)
+
+
+def test_modes_that_differ_in_one_of_six_dimensions_are_told_apart() -> None:
+    centre = [0.3, -0.5, 0.0, 0.2, -0.2]
+    actor = mixture_actor([0.5, 0.5], [[-0.9, *centre], [0.9, *centre]], 0.2, 8)
+    mode = th.atanh(actor.mode(th.zeros(1, 1))).flatten()
+    assert mode[0].abs().item() == pytest.approx(0.9, abs=0.15)
+    th.testing.assert_close(mode[1:], th.tensor(centre), atol=0.15, rtol=0)
+
+
+def test_the_mode_of_an_untrained_diffusion_is_sacs_deterministic_action() -> None:
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu")
+    th.nn.init.normal_(model.actor.mu.weight, std=0.1)
+    features = th.randn(32, 3)
+    location, _ = model.actor.readout(features)
+    th.testing.assert_close(model.actor.mode(features), th.tanh(location), atol=1e-5, rtol=0)
+
+
+def cooling(progress_remaining: float) -> float:
+    """Temperature from 1 to 0.1 within two thirds of training."""
+    return max(0.1, 10 ** (-1.5 * (1 - progress_remaining)))
+
+
+class Cooling(BaseCallback):
+    """The same for SB3's SAC, which knows no schedule of the temperature."""
+
+    def _on_step(self) -> bool:
+        self.model.ent_coef_tensor.fill_(cooling(1 - self.num_timesteps / self.locals["total_timesteps"]))  # type: ignore
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full_chain", [False, True])
+def test_trained_on_the_bandit_both_modes_are_kept_and_the_deterministic_action_is_one_of_them(full_chain) -> None:
+    env = gym.make("BimodalBandit-v0")
+    kwargs = dict(learning_rate=1e-3, policy_kwargs=dict(net_arch=[64, 64]), seed=0, device="cpu")
+    if full_chain:
+        model: SAC = SAC(DiffusionSACPolicy, env, ent_coef=1.0, **kwargs).learn(3000, callback=Cooling())
+    else:
+        model = DiffSAC("MlpPolicy", env, ent_coef=cooling, **kwargs).learn(3000)
+    observation = np.zeros(1, dtype=np.float32)
+    reward = env.unwrapped.reward  # type: ignore[attr-defined]
+    assert total_variation(sample_actions(model, observation, 20_000), reward, 0.1) <= 0.15
+    best = reward(np.array([0.5]))[0]
+    action, _ = model.predict(observation, deterministic=True)
+    assert reward(action)[0] >= 0.98 * best
+    assert math.isclose(reward(np.array([-0.5]))[0], best)
