@@ -13,6 +13,7 @@ import csv
 import json
 import multiprocessing
 import os
+import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
@@ -103,6 +104,8 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
 
     settings = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
     settings["settings"] = {key: repr(value) for key, value in (COMMON | VARIANTS[variant]).items()}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    settings["commit"] = commit.stdout.strip()
     settings["versions"] = {package: version(package) for package in PACKAGES}
     (folder / f"{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
     model.learn(steps, callback=Evaluation(), log_interval=1_000_000)

@@ -9,7 +9,8 @@ Every run leaves one JSON (metrics, exact settings, versions) and a few thousand
 A finished run is skipped, so an interrupted campaign goes on with the same command. One run uses one thread.
 
 Bandit: the temperature falls from 1 to 0.1 (``annealed_temperature``) and the samples are compared with the exact density at
-0.1. Turning: defaults with the temperature "auto". Both: networks of 64 x 64, learning rate 1e-3, SB3's batch size of 256.
+0.1. Turning: defaults with the temperature "auto". Both: networks of 64 x 64, SB3's batch size of 256, learning rate 1e-3 in the
+first half and from there linearly down to 0 (``learning_rate``), so that the critics' last errors do not tip the balance.
 """
 
 import argparse
@@ -34,6 +35,11 @@ N_SAVED = 4000
 def annealed_temperature(progress_remaining: float) -> float:
     """1 at the start, geometrically down to 0.1 at two thirds of the training, then constant."""
     return float(max(FINAL_TEMPERATURE, FINAL_TEMPERATURE ** (1.5 * (1 - progress_remaining))))
+
+
+def learning_rate(progress_remaining: float) -> float:
+    """1e-3 in the first half of the training, from there linearly to 0."""
+    return 1e-3 * min(1.0, 2 * progress_remaining)
 
 
 def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int, out: str) -> str:
@@ -66,7 +72,8 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
             return True
 
     th.set_num_threads(1)
-    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [64, 64]}, "learning_rate": 1e-3, "seed": seed, "device": "cpu"}
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [64, 64]}, "seed": seed, "device": "cpu"}
+    kwargs["learning_rate"] = learning_rate
     callback = None
     if task == "bandit":
         kwargs["ent_coef"] = annealed_temperature if variant == "diffsac" else 1.0
@@ -75,6 +82,7 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
         kwargs["policy_kwargs"]["diffusion_steps"] = diffusion_steps
     # Written down here because SB3 adds entries to policy_kwargs.
     arguments = {name: repr(value) for name, value in kwargs.items()}
+    arguments["learning_rate"] = "learning_rate"
     arguments["ent_coef"] = "annealed_temperature" if task == "bandit" else "auto"
     env = gym.make(ENVS[task])
     model: SAC
