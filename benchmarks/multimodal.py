@@ -9,8 +9,8 @@ Every run leaves one JSON (metrics, exact settings, versions) and a few thousand
 A finished run is skipped, so an interrupted campaign goes on with the same command. One run uses one thread.
 
 Bandit: the temperature falls from 1 to 0.1 (``annealed_temperature``) and the samples are compared with the exact density at
-0.1. Turning: defaults with the temperature "auto". Both: networks of 64 x 64, SB3's batch size of 256, learning rate 1e-3 in the
-first half and from there linearly down to 0 (``learning_rate``), so that the critics' last errors do not tip the balance.
+0.1. Turning: defaults with the temperature "auto". Both: networks of 64 x 64, SB3's batch size of 256, learning rate 1e-3 in
+the first half and from there linearly down to 0 (``learning_rate``), so that the critics' last errors do not tip the balance.
 """
 
 import argparse
