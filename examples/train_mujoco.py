@@ -22,6 +22,7 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -114,6 +115,11 @@ def draw_learning_curve(path: Path, evaluation: Evaluation, random_return: float
 def record_gif(path: Path, model: DiffSAC, env_id: str, seed: int) -> None:
     """The first steps of an episode of the deterministic policy, every other step a frame."""
     env = gym.make(env_id, render_mode="rgb_array")
+    model_xml = getattr(env.unwrapped, "model", None)
+    if model_xml is not None and mujoco.mj_name2id(model_xml, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0:
+        # The free camera stays where it is and a running agent leaves the picture.
+        env.close()
+        env = gym.make(env_id, render_mode="rgb_array", camera_name="track")
     frames = []
     observation, _ = env.reset(seed=seed)
     for step in range(2 * GIF_FRAMES):
