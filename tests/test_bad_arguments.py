@@ -11,8 +11,9 @@ from conftest import SMALL
 from envs_for_tests import AnyActionEnv, StrictBoxEnv
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_diffusion import DiffusionSACPolicy
+from sb3_diffusion import DiffSAC, DiffusionSACPolicy
 
 MakeModel = Callable[..., Any]
 NAN, INF = float("nan"), float("inf")
@@ -29,8 +30,8 @@ BAD_POLICY_ARGUMENTS = [
     *(("n_critics", value) for value in (0, -1)),
     *(("prior_std", value) for value in (0, 0.0, -1.0, NAN, INF, "wide")),
     *(("kernel", value) for value in ("ddpm", "", None, 1)),
-    *(("noise_schedule", value) for value in ("quadratic", "", None, 3)),
-    *(("noise_schedule", [0.1, 0.2, bad, 0.3]) for bad in (0.0, 1.0, -0.1, 1.5, NAN, INF)),
+    *(("noise_schedule", value) for value in ("quadratic", "", None, 3, ["a", "b", "c", "d"])),
+    *(("noise_schedule", [0.1, 0.2, bad, 0.3]) for bad in (0.0, 1.0, -0.1, 1.5, NAN, INF, 1e-50)),
     *(("beta_min", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, INF, "small")),
     *(("beta_max", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, -INF)),
 ]
@@ -148,3 +149,19 @@ def test_the_values_at_the_edge_of_the_ranges_are_accepted(make_model: MakeModel
     assert model.learn(10)._n_updates == 2
     assert make_model(gamma=1.0, tau=0.0, target_entropy=2.0, learning_rate=0.0).learn(10)._n_updates == 2
     assert make_model(policy_kwargs=dict(beta_min=0.3, beta_max=0.3)).learn(10)._n_updates == 2
+
+
+@pytest.mark.parametrize("value", [-1.0, NAN, INF])
+def test_a_schedule_of_the_temperature_must_give_numbers_from_zero_on(make_model: MakeModel, value: float) -> None:
+    with refused("ent_coef", value):
+        make_model(ent_coef=lambda progress_remaining: value)
+
+
+def test_a_policy_without_a_diffusion_actor_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"policy=.*SACPolicy.*allowed: subclasses of DiffusionSACPolicy"):
+        DiffSAC(SACPolicy, StrictBoxEnv(), **SMALL)
+
+
+def test_beta_min_must_not_exceed_beta_max(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"beta_min=0\.3 must be <= beta_max=0\.2"):
+        make_model(policy_kwargs=dict(beta_min=0.3))

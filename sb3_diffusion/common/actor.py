@@ -16,12 +16,13 @@ from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
-    KernelTables,
     NoiseSchedule,
     log_ratio,
     make_betas,
+    noising_step,
     prior_log_prob,
     remaining_signal,
+    reverse_mean,
     reverse_step,
     sample_chain,
     squashed_readout,
@@ -64,7 +65,7 @@ class DiffusionActor(Actor):
     Parameters not listed are those of :class:`stable_baselines3.sac.policies.Actor`.
 
     :param diffusion_steps: K ≥ 1
-    :param prior_std: ν > 0
+    :param prior_std: ν, from 1e-6 to 1e6
     :param kernel: "vp" (exact variance-preserving kernels) or "euler" (the paper's)
     :param noise_schedule: "linear", "geometric", "cosine", or the betas ``β_1 … β_K``
     :param beta_min: β_1 of the linear and geometric schedules, in (0, 1)
@@ -105,7 +106,7 @@ class DiffusionActor(Actor):
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
         check_number("diffusion_steps", diffusion_steps, 1, integer=True)
-        check_number("prior_std", prior_std, 0, exclusive=True)
+        check_number("prior_std", prior_std, 1e-6, 1e6)
         check_choice("kernel", kernel, KERNELS)
         betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
         super().__init__(
@@ -144,14 +145,13 @@ class DiffusionActor(Actor):
             features_dim, self.action_dim, diffusion_steps, n_heads * self.action_dim, net_arch, activation_fn
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
-        last_layers = [self.denoiser.output_layer]
+        self.denoiser.zero_output()
         if state_dependent_readout:
-            last_layers += [self.mu, self.log_std]  # type: ignore[list-item]
+            for layer in (self.mu, self.log_std):
+                for parameter in layer.parameters():  # type: ignore[union-attr]
+                    nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
-        for layer in last_layers:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
         generator = np.random.default_rng(0)
         starts = generator.standard_normal((N_MODE_START_PAIRS, self.action_dim))
         starts = np.concatenate([np.zeros((1, self.action_dim)), starts, -starts])
@@ -232,8 +232,8 @@ class DiffusionActor(Actor):
         :return: ``x^{k-1}`` (B, d) and ``ℓ_k`` (B,)
         """
         drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
-        tables = KernelTables(*(table[steps - 1] for table in self.schedule()))
-        return reverse_step(latents, drift, log_scale, tables, th.randn_like(latents) if noise is None else noise)
+        noise = th.randn_like(latents) if noise is None else noise
+        return reverse_step(latents, drift, log_scale, self.schedule().at(steps), noise)
 
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
@@ -241,7 +241,7 @@ class DiffusionActor(Actor):
 
         Several fixed prior points (zero among them) go down the noise-free chain; then each end point is scaled back to
         ``x^{K/2}`` and to ``x^{K/4}`` along the noise-free noising process and denoised again, which moves it to the centre of
-        its mode. The end point with the highest estimated density wins. The noise-free chain from zero alone would end
+        its mode. The end point ``x^0`` with the highest estimated density wins. The noise-free chain from zero alone would end
         *between* the modes of a symmetric policy, where no noisy chain ends.
 
         :param features: (B, features_dim)
@@ -258,7 +258,7 @@ class DiffusionActor(Actor):
                 latents = signal[top] * latents
             for k in range(top, 0, -1):
                 drift, _ = self.denoise(condition, latents, k)
-                latents = tables.retain[k - 1] * latents + tables.drift_scale[k - 1] * drift
+                latents = reverse_mean(latents, drift, tables.at(k))
         score = self._log_density(condition, latents)
         best = score.reshape(batch_size, n_starts).argmax(dim=1)
         latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
@@ -274,20 +274,19 @@ class DiffusionActor(Actor):
         :return: (B,) in nats
         """
         tables = self.schedule()
-        n_paths, steps = self.mode_noise.shape[0], self.diffusion_steps
+        n_paths = self.mode_noise.shape[0]
         noise = self.mode_noise.repeat(len(ends), 1, 1)
-        path = [ends.repeat_interleave(n_paths, dim=0)]
-        for index in range(steps):
-            path.append(tables.retain[index] * path[-1] + tables.noise_std[index] * noise[:, index])
-        # All steps of all paths in one batch
-        latents, previous = th.cat(path[1:]), th.cat(path[:-1])
-        k = th.arange(1, steps + 1, device=ends.device).repeat_interleave(len(path[0]))
-        drift, log_scale = self.denoise(condition.repeat_interleave(n_paths, dim=0).repeat(steps, 1), latents, k)
-        step_tables = KernelTables(*(table[k - 1] for table in tables))
-        mean = step_tables.retain * latents + step_tables.drift_scale * drift
-        residual = (previous - mean) / (step_tables.noise_std * log_scale.exp())
-        log_ratios = log_ratio(latents, previous, residual, log_scale, step_tables).reshape(steps, -1).sum(dim=0)
-        log_weights = prior_log_prob(path[-1], self.prior_std) + log_ratios
+        condition, previous = condition.repeat_interleave(n_paths, dim=0), ends.repeat_interleave(n_paths, dim=0)
+        log_weights = th.zeros_like(previous[:, 0])
+        for k in range(1, self.diffusion_steps + 1):
+            step_tables = tables.at(k)
+            latents = noising_step(previous, step_tables, noise[:, k - 1])
+            drift, log_scale = self.denoise(condition, latents, k)
+            std = step_tables.noise_std * log_scale.exp()
+            residual = (previous - reverse_mean(latents, drift, step_tables)) / std
+            log_weights = log_weights + log_ratio(latents, previous, residual, log_scale, step_tables)
+            previous = latents
+        log_weights = log_weights + prior_log_prob(previous, self.prior_std)
         return log_weights.reshape(-1, n_paths).logsumexp(dim=1) - math.log(n_paths)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
@@ -304,7 +303,7 @@ class DiffusionActor(Actor):
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
         :param obs: observations
-        :param deterministic: the most likely action found (:meth:`mode`) instead of a sample
+        :param deterministic: a mode of the policy (:meth:`mode`) instead of a sample
         :return: actions (B, d) in [-1, 1]
         """
         features = self.extract_features(obs, self.features_extractor)

@@ -39,12 +39,12 @@ class StepConditionedMLP(nn.Module):
         body = [activation_fn(), *create_mlp(width, output_dim, net_arch[1:], activation_fn)] if net_arch else []
         self.body = nn.Sequential(*body)
 
-    @property
-    def output_layer(self) -> nn.Linear:
-        """The last linear layer."""
-        layer = self.body[-1] if len(self.body) else self.input_layer
-        assert isinstance(layer, nn.Linear)
-        return layer
+    def zero_output(self) -> None:
+        """Set the last layer to zero, so that the network starts as the constant 0."""
+        layers = [self.body[-1]] if len(self.body) else [self.input_layer, self.step_table]
+        for layer in layers:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def condition(self, features: th.Tensor) -> th.Tensor:
         """

@@ -10,7 +10,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
@@ -51,6 +51,24 @@ def stratified_levels(
     steps, order = steps.flatten().sort(stable=True)
     n_last = int((steps == 1).sum())
     return steps.to(device), (order // per_state).to(device), n_last
+
+
+def chain_states(replay_data: ReplayBufferSamples | DictReplayBufferSamples) -> TensorOrDict:
+    """
+    The states at which a gradient step samples chains: first the next states, which the critics' targets need. Where an
+    episode terminates it needs no action, and the row lends its own state. Then the states of an eighth of the rows: the first
+    state of an episode is nobody's next state and would never be trained.
+
+    :param replay_data: B transitions
+    :return: B + max(1, B / 8) states
+    """
+    extra = max(1, len(replay_data.rewards) // 8)
+
+    def combine(observations: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
+        done = replay_data.dones.reshape(-1, *[1] * (observations.dim() - 1)) > 0
+        return th.cat([th.where(done, observations, next_observations), observations[:extra]])
+
+    return map_observations(combine, replay_data.observations, replay_data.next_observations)
 
 
 class LatentRows(NamedTuple):
@@ -101,8 +119,8 @@ class DiffSAC(SafeSaveMixin, SAC):
     * actor: ``τ ℓ_k - Q_k(s', x^{k-1})`` with a fresh reparametrised ``x^{k-1}`` from the stored ``x'^k``, where
       ``Q_1 = min_i Q_i(s', u)`` and ``Q_k = V_{k-1}``
 
-    so that no gradient passes through more than one reverse step and activation memory does not grow with K. On terminal
-    transitions, whose next state needs no action, the chain is sampled at ``s`` instead.
+    so that no gradient passes through more than one reverse step and activation memory does not grow with K. Chains are also
+    sampled at ``s``: of terminal transitions instead of ``s'``, and of an eighth of the rows besides (:func:`chain_states`).
 
     The diffusion value is anchored in the critics, ``V_k = min_i Q_i(s, tanh(m + c x̂⁰)) + R_k - τ L_k``: its network predicts
     the end ``x̂⁰`` of the chain, the log-ratios ``L_k`` still to come, and what the prediction leaves out, ``R_k``. So it
@@ -221,7 +239,7 @@ class DiffSAC(SafeSaveMixin, SAC):
             raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         if not isinstance(self.target_entropy, str):
             check_number("target_entropy", self.target_entropy, -math.inf)
-        frequency = self.train_freq if isinstance(self.train_freq, int) else self.train_freq[0]
+        frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
 
     def _setup_model(self) -> None:
@@ -229,31 +247,32 @@ class DiffSAC(SafeSaveMixin, SAC):
         ent_coef = self.ent_coef
         if callable(ent_coef):
             # SAC knows no schedule here: it gets the first value, train() sets the others.
-            self.ent_coef = ent_coef(1.0)
+            self.ent_coef = self._scheduled_ent_coef(1.0)
         super()._setup_model()
         self.ent_coef = ent_coef
+        if not isinstance(self.policy, DiffusionSACPolicy):
+            raise ValueError(f"policy={self.policy_class!r} has no diffusion actor; allowed: subclasses of DiffusionSACPolicy")
         check_number("latents_per_state", self.latents_per_state, 1, self.actor.diffusion_steps, integer=True)
+
+    def _scheduled_ent_coef(self, progress_remaining: float) -> float:
+        assert callable(self.ent_coef)
+        value = self.ent_coef(progress_remaining)
+        check_number(f"ent_coef({progress_remaining})", value, 0)
+        return value
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """SAC's ``train`` with the three losses of the class docstring."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         if callable(self.ent_coef):
-            self.ent_coef_tensor.fill_(self.ent_coef(self._current_progress_remaining))
+            self.ent_coef_tensor.fill_(self._scheduled_ent_coef(self._current_progress_remaining))
         logged: dict[str, list[th.Tensor]] = {}
 
         for gradient_step in range(gradient_steps):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
 
-            def at_terminal(
-                observation: th.Tensor, next_observation: th.Tensor, dones: th.Tensor = replay_data.dones
-            ) -> th.Tensor:
-                return th.where(dones.reshape(-1, *[1] * (observation.dim() - 1)) > 0, observation, next_observation)
-
-            # The states of the chains: next states, which the critics' targets need, and the rows that are done
-            # lend theirs to the last state of the episode (all there is in a one-step problem).
-            states = map_observations(at_terminal, replay_data.observations, replay_data.next_observations)
+            states = chain_states(replay_data)
             features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
             chains = self._sample_chains(features, self._n_updates + gradient_step)
 
@@ -271,7 +290,7 @@ class DiffSAC(SafeSaveMixin, SAC):
             with th.no_grad():
                 target_features = self.critic_target.extract_features(states, self.critic_target.features_extractor)
                 q_values = self._min_q_value(self.critic_target, target_features, chains.actions)
-                soft_values = (q_values - ent_coef * chains.path_log_prob).unsqueeze(1)
+                soft_values = (q_values - ent_coef * chains.path_log_prob)[:batch_size].unsqueeze(1)
                 target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
             current_q_values = self.critic(replay_data.observations, replay_data.actions)
             critic_loss = 0.5 * sum(F.mse_loss(current_q, target_q_values) for current_q in current_q_values)
@@ -285,8 +304,10 @@ class DiffSAC(SafeSaveMixin, SAC):
                 self._optimize(self.diffusion_value.optimizer, value_loss, parameters)  # type: ignore[arg-type]
                 losses["diffusion_value_loss"] = value_loss.detach()
 
-            with th.no_grad():
-                critic_features = self.critic.extract_features(states, self.critic.features_extractor)
+            critic_features = features.detach()
+            if not self.policy.share_features_extractor:
+                with th.no_grad():
+                    critic_features = self.critic.extract_features(states, self.critic.features_extractor)
             actor_loss = self._actor_loss(features, critic_features, chains, ent_coef)
             self._optimize(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
             losses["actor_loss"] = actor_loss.detach()
@@ -359,7 +380,11 @@ class DiffSAC(SafeSaveMixin, SAC):
     def _diffusion_value_loss(
         self, features: th.Tensor, target_features: th.Tensor, chains: SampledChains, q_values: th.Tensor
     ) -> th.Tensor:
-        """Regression of the three heads on what the chains through the latents came to."""
+        """
+        Regression of the three heads on what the chains through the latents came to.
+
+        :param q_values: (B,), ``min_i Q̄_i(s, u)`` at the chains' actions
+        """
         assert chains.value_rows is not None and chains.log_ratios_to_come is not None
         latents, steps, rows, _ = chains.value_rows
         forecast = self._forecast(features[rows].detach(), latents, steps)
@@ -406,7 +431,7 @@ class DiffSAC(SafeSaveMixin, SAC):
     def _optimize(optimizer: th.optim.Optimizer, loss: th.Tensor, inputs: list[th.Tensor] | None = None) -> None:
         """One optimizer step; ``inputs`` keeps the backward pass from computing gradients that nobody uses."""
         optimizer.zero_grad()
-        loss.backward(inputs=inputs)
+        loss.backward(inputs=inputs and [parameter for parameter in inputs if parameter.requires_grad])
         optimizer.step()
 
     def learn(
@@ -429,7 +454,7 @@ class DiffSAC(SafeSaveMixin, SAC):
 
     def _create_aliases(self) -> None:
         super()._create_aliases()
-        self.diffusion_value = self.policy.diffusion_value
+        self.diffusion_value = getattr(self.policy, "diffusion_value", None)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "diffusion_value"]

@@ -125,8 +125,7 @@ class DiffusionSACPolicy(SACPolicy):
         network = StepConditionedMLP(
             self.actor.features_dim, action_dim, diffusion_steps - 1, 2 + action_dim, critic_arch, self.activation_fn
         )
-        nn.init.zeros_(network.output_layer.weight)
-        nn.init.zeros_(network.output_layer.bias)
+        network.zero_output()
         return network.to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

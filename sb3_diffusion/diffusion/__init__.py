@@ -1,7 +1,15 @@
 """The mathematics of diffusion policies on tensors. Knows torch, not Stable-Baselines3."""
 
 from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain
-from sb3_diffusion.diffusion.kernels import log_ratio, prior_log_prob, reverse_step, squashed_readout, telescoped_log_ratio
+from sb3_diffusion.diffusion.kernels import (
+    log_ratio,
+    noising_step,
+    prior_log_prob,
+    reverse_mean,
+    reverse_step,
+    squashed_readout,
+    telescoped_log_ratio,
+)
 from sb3_diffusion.diffusion.schedule import (
     KERNELS,
     NOISE_SCHEDULES,
@@ -22,8 +30,10 @@ __all__ = [
     "log_ratio",
     "make_betas",
     "make_kernel_tables",
+    "noising_step",
     "prior_log_prob",
     "remaining_signal",
+    "reverse_mean",
     "reverse_step",
     "sample_chain",
     "squashed_readout",

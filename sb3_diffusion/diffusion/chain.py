@@ -38,8 +38,7 @@ def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noi
     log_ratios = []
     for k in range(noise.shape[0] - 1, 0, -1):
         drift, log_scale = denoiser(latents, k)
-        step_tables = KernelTables(*(table[k - 1] for table in tables))
-        latents, step_log_ratio = reverse_step(latents, drift, log_scale, step_tables, noise[k - 1])
+        latents, step_log_ratio = reverse_step(latents, drift, log_scale, tables.at(k), noise[k - 1])
         chain.append(latents)
         log_ratios.append(step_log_ratio)
     return Chain(th.stack(chain[::-1]), th.stack(log_ratios[::-1]), prior_log_prob(chain[0], prior_std))

@@ -13,6 +13,30 @@ from torch.nn import functional as F
 from sb3_diffusion.diffusion.schedule import KernelTables
 
 
+def reverse_mean(latents: th.Tensor, drift: th.Tensor, tables: KernelTables) -> th.Tensor:
+    """
+    Mean of the reverse kernel, ``retain x^k + drift_scale f``.
+
+    :param latents: (B, d), ``x^k``
+    :param drift: (B, d), ``f``
+    :param tables: the rows of step k, each broadcastable to (B, d)
+    :return: (B, d)
+    """
+    return tables.retain * latents + tables.drift_scale * drift
+
+
+def noising_step(previous: th.Tensor, tables: KernelTables, noise: th.Tensor) -> th.Tensor:
+    """
+    One step of the noising kernel, ``x^k = retain x^{k-1} + noise_std η``.
+
+    :param previous: (B, d), ``x^{k-1}``
+    :param tables: the rows of step k
+    :param noise: (B, d), ``η``, standard normal
+    :return: (B, d)
+    """
+    return tables.retain * previous + tables.noise_std * noise
+
+
 def reverse_step(
     latents: th.Tensor, drift: th.Tensor, log_scale: th.Tensor, tables: KernelTables, noise: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
@@ -26,8 +50,7 @@ def reverse_step(
     :param noise: (B, d), ``ε``, standard normal (zero: the mean)
     :return: ``x^{k-1}`` (B, d), and ``ℓ_k`` (B,) in nats
     """
-    mean = tables.retain * latents + tables.drift_scale * drift
-    previous = mean + tables.noise_std * log_scale.exp() * noise
+    previous = reverse_mean(latents, drift, tables) + tables.noise_std * log_scale.exp() * noise
     return previous, log_ratio(latents, previous, noise, log_scale, tables)
 
 

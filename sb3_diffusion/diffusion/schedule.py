@@ -24,6 +24,13 @@ class KernelTables(NamedTuple):
     noise_std: th.Tensor
     drift_scale: th.Tensor
 
+    def at(self, steps: th.Tensor | int) -> "KernelTables":
+        """
+        :param steps: k, (N,) integers in 1 … K or one
+        :return: the tables' rows for these steps
+        """
+        return KernelTables(*(table[steps - 1] for table in self))
+
 
 def make_betas(
     noise_schedule: str | Sequence[float], diffusion_steps: int, beta_min: float = 0.05, beta_max: float = 0.2
@@ -46,7 +53,8 @@ def make_betas(
                 f"noise_schedule={noise_schedule!r} is unknown; allowed: {NOISE_SCHEDULES} or a sequence of K betas"
             )
         for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
-            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < beta < 1:
+            # As the float32 that it will be
+            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < th.tensor(beta, dtype=th.float32).item() < 1:
                 raise ValueError(f"{name}={beta!r} must be a number in (0, 1)")
         if beta_min > beta_max:
             raise ValueError(f"beta_min={beta_min!r} must be <= beta_max={beta_max!r}")
@@ -62,8 +70,8 @@ def make_betas(
             betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
     else:
         try:
-            betas = th.as_tensor([float(beta) for beta in noise_schedule], dtype=th.float64)
-        except TypeError:
+            betas = th.as_tensor([float(beta) for beta in noise_schedule], dtype=th.float32)
+        except (TypeError, ValueError):
             raise ValueError(
                 f"noise_schedule={noise_schedule!r} must be one of {NOISE_SCHEDULES} or a sequence of K betas"
             ) from None
