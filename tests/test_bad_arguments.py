@@ -103,6 +103,8 @@ def test_gsde_is_refused_with_a_clear_message(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
         make_model(use_sde=True)
     with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
+        make_model(policy_kwargs=dict(use_sde=True))
+    with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
         DiffusionSACPolicy(StrictBoxEnv().observation_space, StrictBoxEnv().action_space, lambda _: 1e-3, use_sde=True)
     with pytest.raises(ValueError, match=r"use_sde=True.*gSDE"):
         SAC(DiffusionSACPolicy, StrictBoxEnv(), use_sde=True, **SMALL)

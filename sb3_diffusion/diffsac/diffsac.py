@@ -175,6 +175,8 @@ class DiffSAC(SafeSaveMixin, SAC):
         latents_per_state: int = 1,
         _init_setup_model: bool = True,
     ):
+        # SB3 would overwrite the entry of policy_kwargs instead of refusing it.
+        use_sde = use_sde or (policy_kwargs or {}).get("use_sde", False)
         super().__init__(
             policy,
             env,

@@ -99,6 +99,8 @@ class DiffusionSACPolicy(SACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        # Nobody differentiates by the target's weights: autograd need not keep what that would take.
+        self.critic_target.requires_grad_(False)
         self.diffusion_value = self.make_diffusion_value()
         if self.diffusion_value is not None:
             self.diffusion_value.optimizer = self.optimizer_class(  # type: ignore[assignment]
