@@ -24,6 +24,7 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
 import gymnasium as gym
 import mujoco
 import numpy as np
+import torch as th
 from matplotlib.figure import Figure
 from PIL import Image
 from stable_baselines3.common.callbacks import BaseCallback
@@ -169,6 +170,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, evaluate, draw, record."""
     arguments = parse_arguments()
+    th.set_num_threads(1)  # small networks gain little from more, and lose a lot where other programs run
     random_return = float(np.mean(random_returns(arguments.env, arguments.seed)))
     print(f"{arguments.env}: random actions return {random_return:.1f}")
 
