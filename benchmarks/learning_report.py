@@ -54,7 +54,7 @@ def main() -> None:
                     axes.plot(run["timesteps"], run[f"{evaluation}_mean"], color=color, linewidth=0.8, linestyle=":")
                 if runs:
                     mean = np.mean([run[f"{evaluation}_mean"] for run in runs], axis=0)
-                    axes.plot(runs[0]["timesteps"], mean, color=color, linewidth=2, label=f"{variant} ({len(runs)} seeds)")
+                    axes.plot(runs[0]["timesteps"], mean, color=color, linewidth=2, label=f"{variant}, seeds: {len(runs)}")
             axes.set(title=f"{folder.name}, {evaluation} actions", xlabel="environment steps")
         axes.legend()
         figure.axes[0].set_ylabel("return of an episode")
