@@ -74,7 +74,8 @@ def main() -> None:
 
     def per_step(states: th.Tensor, batch: int) -> th.Tensor:
         # The per-step loss is the mean over κ of the K steps, the full-chain loss the sum over all of them.
-        return args.diffusion_steps * model._actor_loss(states, states, model._sample_chains(states, batch), ent_coef)
+        chains = model._sample_chains(states, model._levels(len(states), batch))
+        return args.diffusion_steps * model._actor_loss(states, states, chains, ent_coef)
 
     reference = denoiser_gradients(model, full_chain, args.batches)
     ours = denoiser_gradients(model, per_step, args.batches)

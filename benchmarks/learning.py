@@ -37,7 +37,7 @@ COLUMNS = (
 COMMON: dict[str, Any] = {"learning_starts": 10_000}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sac": {"algo": "sac"},
-    "diffsac": {"algo": "diffsac"},
+    "diffsac": {"algo": "diffsac", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
 }
 

@@ -65,7 +65,7 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
 
     noise = th.randn(2, 64, 1)
     sample = ours.actor.sample(observations, noise)
-    chains = ours._sample_chains(observations, offset=0)
+    chains = ours._sample_chains(observations, ours._levels(len(observations), 0))
     standard = noise[0] * beta**0.5 + noise[1] * (1 - beta) ** 0.5
     actions, log_prob = sac_log_prob(sac.actor, observations, standard)
     q_values = ours._min_q_value(ours.critic_target, observations, sample.actions)
@@ -76,9 +76,9 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
     # The actor draws a fresh step from the same x^1; the prior's log-density is a constant that its loss leaves out.
     th.manual_seed(3)
     loss = ours._actor_loss(observations, observations, chains, ent_coef)
-    loss = loss + 0.2 * prior_log_prob(chains.actor_rows.latents, 1.0).mean()
+    loss = loss + 0.2 * prior_log_prob(chains.actor_latents, 1.0).mean()
     th.manual_seed(3)
-    standard = th.randn(64, 1) * beta**0.5 + chains.actor_rows.latents * (1 - beta) ** 0.5
+    standard = th.randn(64, 1) * beta**0.5 + chains.actor_latents * (1 - beta) ** 0.5
     actions, log_prob = sac_log_prob(sac.actor, observations, standard)
     sac_loss = (0.2 * log_prob - th.cat(sac.critic(observations, actions), dim=1).min(dim=1).values).mean()
     th.testing.assert_close(loss, sac_loss, rtol=1e-3, atol=1e-3)

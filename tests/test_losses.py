@@ -65,7 +65,7 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     features = th.randn(STATES, 3)
     reference = Reference(model, kernel, features)
     th.manual_seed(5)
-    chains = model._sample_chains(features, offset=4)
+    chains = model._sample_chains(features, model._levels(STATES, 4))
     th.manual_seed(5)
     noise = th.randn(STEPS + 1, STATES, 1)
     latents, log_ratios = {STEPS: PRIOR_STD * noise[STEPS]}, {}
@@ -76,27 +76,27 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     th.testing.assert_close(chains.actions, reference.action(latents[0], slice(None)))
 
     # The diffusion value's rows: levels 1 … K - 1, and what the log-ratios from there on sum to
-    assert chains.value_rows is not None and chains.log_ratios_to_come is not None
-    pairs = list(zip(chains.value_rows.steps.tolist(), chains.value_rows.rows.tolist(), strict=True))
+    assert chains.value_levels is not None and chains.log_ratios_to_come is not None
+    pairs = list(zip(chains.value_levels.steps.tolist(), chains.value_levels.rows.tolist(), strict=True))
     assert {k for k, _ in pairs} == {1, 2} and sorted(row for _, row in pairs) == list(range(STATES))
     to_come = th.stack([sum(log_ratios[j][row] for j in range(1, k + 1)) for k, row in pairs])
     th.testing.assert_close(chains.log_ratios_to_come, to_come, rtol=1e-4, atol=1e-4)
-    th.testing.assert_close(chains.value_rows.latents, th.stack([latents[k][row] for k, row in pairs]))
+    th.testing.assert_close(chains.value_latents, th.stack([latents[k][row] for k, row in pairs]))
 
     def forecast(previous: th.Tensor, k: int, row: slice) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """R_k, L_k and x̂⁰ with the network's heads and ρ_k written out."""
         assert model.diffusion_value is not None
-        heads = model.diffusion_value(model.diffusion_value.condition(features[row]), previous / PRIOR_STD, k)
+        heads = model.diffusion_value(model.diffusion_value.condition(features[row]), previous, k)
         signal = reference.retain[:k].prod(dim=0)
         end = signal * previous + PRIOR_STD * heads[:, 2:]
         telescoped = (0.5 * (1 - signal**2) * (previous**2 / PRIOR_STD**2 - 1)).sum(dim=1)
         return heads[:, 0], telescoped + heads[:, 1] + reference.readout_term(end, row), end
 
-    def min_q_value(critic: th.nn.Module, end: th.Tensor, row: slice) -> th.Tensor:
-        return th.cat(critic(features[row], reference.action(end, row)), dim=1).min(dim=1).values
+    def q_values(critic: th.nn.Module, end: th.Tensor, row: slice) -> th.Tensor:
+        return th.cat(critic(features[row], reference.action(end, row)), dim=1).squeeze(0)
 
     # Actor: τ ℓ_k - Q_k with Q_k = V_{k-1} for k > 1
-    stored, steps, rows, n_last = chains.actor_rows
+    steps, rows, n_last = chains.actor_levels
     assert sorted(zip(rows.tolist(), steps.tolist(), strict=True)) == sorted(
         set(zip(rows.tolist(), steps.tolist(), strict=True))
     )
@@ -104,27 +104,28 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     th.manual_seed(9)
     loss = model._actor_loss(features, features, chains, th.tensor(ENT_COEF))
     th.manual_seed(9)
-    fresh = th.randn_like(stored)
+    fresh = th.randn_like(chains.actor_latents)
     total = 0.0
     for i, (k, index) in enumerate(zip(steps.tolist(), rows.tolist(), strict=True)):
         row = slice(index, index + 1)
         previous, log_ratio = reference.step(latents[k][row], k, row, fresh[i : i + 1])
         if k == 1:
-            value = min_q_value(model.critic, previous, row)
+            value = q_values(model.critic, previous, row).min()
         else:
             residual, come, end = forecast(previous, k - 1, row)
-            value = min_q_value(model.critic, end, row) + residual - ENT_COEF * come
+            # The anchors' critics take turns.
+            value = q_values(model.critic, end, row)[(i - n_last) % 2] + residual - ENT_COEF * come
         total += float(ENT_COEF * log_ratio - value)
     assert loss.item() == pytest.approx(total / len(rows), rel=1e-4, abs=1e-4)
 
     # Diffusion value: each head against what the chain came to
-    q_values = th.randn(STATES)
-    value_loss = model._diffusion_value_loss(features, features, chains, q_values)
+    target_q_values = th.randn(STATES)
+    value_loss = model._diffusion_value_loss(features, features, chains, target_q_values)
     errors = []
-    for k, index in pairs:
+    for i, (k, index) in enumerate(pairs):
         row = slice(index, index + 1)
         residual, come, end = forecast(latents[k][row], k, row)
-        q_error = min_q_value(model.critic_target, end, row) + residual - q_values[index]
+        q_error = q_values(model.critic_target, end, row)[i % 2] + residual - target_q_values[index]
         come_error = come - sum(log_ratios[j][index] for j in range(1, k + 1))
         errors.append(float(q_error**2 + come_error**2 + ((end - latents[0][row]) ** 2).sum() / PRIOR_STD**2))
     assert value_loss.item() == pytest.approx(np.mean(errors), rel=1e-3, abs=1e-3)
@@ -133,7 +134,7 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
 def test_the_losses_train_their_own_networks_only() -> None:
     model = build("vp")
     features = th.randn(STATES, 3, requires_grad=True)
-    chains = model._sample_chains(features, offset=0)
+    chains = model._sample_chains(features, model._levels(STATES, 0))
     value_loss = model._diffusion_value_loss(features, features.detach(), chains, th.randn(STATES))
     actor_parameters = list(model.actor.parameters())
     assert all(g is None for g in th.autograd.grad(value_loss, [features, *actor_parameters], allow_unused=True))
@@ -176,11 +177,11 @@ def test_chains_start_at_next_states_at_the_last_state_of_an_episode_and_at_some
     states = chain_states(data)  # type: ignore[arg-type]
     expected = next_observations.clone()
     expected[3] = 3.0
-    th.testing.assert_close(states, th.cat([expected, observations[:2]]))
+    th.testing.assert_close(states, th.cat([expected, observations[:1]]))
     data.observations = {"a": observations, "image": th.zeros(16, 3, 4, 4)}
     data.next_observations = {"a": next_observations, "image": th.ones(16, 3, 4, 4)}
     states = chain_states(data)  # type: ignore[arg-type]
-    assert isinstance(states, dict) and states["image"].shape == (18, 3, 4, 4)
+    assert isinstance(states, dict) and states["image"].shape == (17, 3, 4, 4)
     assert states["image"][3].max() == 0 and states["image"][4].min() == 1
 
 
@@ -202,10 +203,10 @@ def test_a_frozen_features_extractor_stays_frozen_and_the_rest_trains(share_feat
         ),
     )  # fmt: skip
     frozen = model.actor.features_extractor.layer.weight.clone()
-    trained = model.actor.denoiser.input_layer.weight.clone()
+    trained = model.actor.denoiser.state_layer.weight.clone()
     model.learn(16)
     assert th.equal(frozen, model.actor.features_extractor.layer.weight)
-    assert not th.equal(trained, model.actor.denoiser.input_layer.weight)
+    assert not th.equal(trained, model.actor.denoiser.state_layer.weight)
 
 
 def test_without_hidden_layers_the_diffusion_starts_at_zero_too() -> None:

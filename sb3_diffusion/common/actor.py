@@ -21,10 +21,12 @@ from sb3_diffusion.diffusion import (
     make_betas,
     noising_step,
     prior_log_prob,
+    read_out,
     remaining_signal,
     reverse_mean,
     reverse_step,
     sample_chain,
+    sample_end,
     squashed_readout,
 )
 
@@ -76,6 +78,8 @@ class DiffusionActor(Actor):
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
+    min_heads: th.Tensor
+    max_heads: th.Tensor
     mode_starts: th.Tensor
     mode_noise: th.Tensor
 
@@ -140,9 +144,12 @@ class DiffusionActor(Actor):
         self.state_dependent_readout = state_dependent_readout
         self.action_dim = get_action_dim(action_space)
         self.schedule = NoiseSchedule(betas, self.action_dim, prior_std, kernel, learn_schedule)
-        n_heads = 2 if learn_variance else 1
+        bounds = th.tensor([[-MAX_DRIFT, MAX_DRIFT], [MIN_LOG_SCALE, MAX_LOG_SCALE]][: 2 if learn_variance else 1])
+        min_heads, max_heads = bounds.repeat_interleave(self.action_dim, dim=0).unbind(dim=1)
+        self.register_buffer("min_heads", min_heads, persistent=False)
+        self.register_buffer("max_heads", max_heads, persistent=False)
         self.denoiser = StepConditionedMLP(
-            features_dim, self.action_dim, diffusion_steps, n_heads * self.action_dim, net_arch, activation_fn
+            features_dim, self.action_dim, diffusion_steps, len(min_heads), net_arch, activation_fn, prior_std
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()
@@ -195,11 +202,26 @@ class DiffusionActor(Actor):
         :param steps: k, (B,) or one integer
         :return: drift ``f`` and log-scale ``g``, each (B, d)
         """
-        heads = self.denoiser(condition, latents / self.prior_std, steps)
+        heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
         if not self.learn_variance:
-            return heads.clamp(-MAX_DRIFT, MAX_DRIFT), th.zeros_like(heads)
-        drift, log_scale = heads.chunk(2, dim=-1)
-        return drift.clamp(-MAX_DRIFT, MAX_DRIFT), log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+            return heads, th.zeros_like(heads)
+        drift, log_scale = heads.split(self.action_dim, dim=-1)
+        return drift, log_scale
+
+    def _chain_noise(self, features: th.Tensor) -> th.Tensor:
+        return th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
+
+    def sample_actions(self, features: th.Tensor) -> th.Tensor:
+        """
+        The actions of :meth:`sample` alone, for the same random numbers.
+
+        :param features: (B, features_dim)
+        :return: (B, d) in [-1, 1]
+        """
+        condition, noise = self.denoiser.condition(features), self._chain_noise(features)
+        end = sample_end(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
+        location, log_scale = self.readout(features)
+        return th.tanh(read_out(end, location, log_scale))
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None) -> PolicySample:
         """
@@ -209,8 +231,7 @@ class DiffusionActor(Actor):
         :param noise: (K + 1, B, d) standard normal, drawn from the global generator if not given
         :return: actions, latents, log-ratios and the path log-probability
         """
-        if noise is None:
-            noise = th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
+        noise = self._chain_noise(features) if noise is None else noise
         condition = self.denoiser.condition(features)
         chain = sample_chain(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
@@ -262,7 +283,7 @@ class DiffusionActor(Actor):
         score = self._log_density(condition, latents)
         best = score.reshape(batch_size, n_starts).argmax(dim=1)
         latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
-        return squashed_readout(latents, *self.readout(features))[0]
+        return th.tanh(read_out(latents, *self.readout(features)))
 
     def _log_density(self, condition: th.Tensor, ends: th.Tensor) -> th.Tensor:
         """
@@ -307,4 +328,4 @@ class DiffusionActor(Actor):
         :return: actions (B, d) in [-1, 1]
         """
         features = self.extract_features(obs, self.features_extractor)
-        return self.mode(features) if deterministic else self.sample(features).actions
+        return self.mode(features) if deterministic else self.sample_actions(features)

@@ -7,7 +7,7 @@ from torch import nn
 
 class StepConditionedMLP(nn.Module):
     """
-    An MLP of (features of the state, latent ``x^k/ν``, step k).
+    An MLP of (features of the state, latent ``x^k`` over ν, step k).
 
     The first layer is split into the three parts that its input has: the features' part is the same for all K steps of a
     chain and computed once (:meth:`condition`); the step's part is a table with one row per step.
@@ -18,6 +18,7 @@ class StepConditionedMLP(nn.Module):
     :param output_dim: size of the output
     :param net_arch: hidden sizes; empty for a linear network
     :param activation_fn: activation between the layers
+    :param prior_std: ν, the unit in which the network sees latents
     """
 
     def __init__(
@@ -28,23 +29,26 @@ class StepConditionedMLP(nn.Module):
         output_dim: int,
         net_arch: list[int],
         activation_fn: type[nn.Module] = nn.ReLU,
+        prior_std: float = 1.0,
     ) -> None:
         super().__init__()
+        self.prior_std = prior_std
         width = net_arch[0] if net_arch else output_dim
         # One layer over the concatenated input gives the usual initialisation; the step enters like a bias.
-        self.input_layer = nn.Linear(features_dim + latent_dim, width)
+        joint = nn.Linear(features_dim + latent_dim, width)
+        self.state_layer = nn.utils.skip_init(nn.Linear, features_dim, width)
+        self.state_layer.weight.data = joint.weight.data[:, :features_dim].clone()
+        self.state_layer.bias.data = joint.bias.data
+        self.latent_weight = nn.Parameter(joint.weight.data[:, features_dim:].t().contiguous())
         self.step_table = nn.Embedding(diffusion_steps, width)
         nn.init.normal_(self.step_table.weight, std=0.3)
-        self.features_dim = features_dim
         body = [activation_fn(), *create_mlp(width, output_dim, net_arch[1:], activation_fn)] if net_arch else []
         self.body = nn.Sequential(*body)
 
     def zero_output(self) -> None:
         """Set the last layer to zero, so that the network starts as the constant 0."""
-        layers = [self.body[-1]] if len(self.body) else [self.input_layer, self.step_table]
-        for layer in layers:
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        for parameter in (self.body[-1] if len(self.body) else self).parameters():
+            nn.init.zeros_(parameter)
 
     def condition(self, features: th.Tensor) -> th.Tensor:
         """
@@ -53,14 +57,14 @@ class StepConditionedMLP(nn.Module):
         :param features: (B, features_dim)
         :return: (B, width)
         """
-        return nn.functional.linear(features, self.input_layer.weight[:, : self.features_dim], self.input_layer.bias)
+        return self.state_layer(features)
 
     def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
         """
         :param condition: (B, width), from :meth:`condition`
-        :param latents: (B, d), ``x^k/ν``
+        :param latents: (B, d), ``x^k``
         :param steps: (B,) integers in 1 … K, or one integer for all rows
         :return: (B, output_dim)
         """
         condition = condition + self.step_table.weight[steps - 1]
-        return self.body(th.addmm(condition, latents, self.input_layer.weight[:, self.features_dim :].t()))
+        return self.body(th.addmm(condition, latents, self.latent_weight, alpha=1 / self.prior_std))

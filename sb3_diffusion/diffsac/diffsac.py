@@ -14,7 +14,8 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, GymEn
 from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
-from sb3_diffusion.common.actor import DiffusionActor, PolicySample
+from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.compiling import compiled_or_eager
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeSaveMixin
 from sb3_diffusion.common.validation import check_number
@@ -23,6 +24,7 @@ from sb3_diffusion.diffusion import remaining_signal, squashed_readout, telescop
 
 SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
 TensorOrDict = th.Tensor | dict[str, th.Tensor]
+Gradients = tuple[th.Tensor | None, ...]
 
 
 def map_observations(function: Callable[..., th.Tensor], *observations: TensorOrDict) -> TensorOrDict:
@@ -33,10 +35,24 @@ def map_observations(function: Callable[..., th.Tensor], *observations: TensorOr
     return function(*observations)
 
 
+def trainable(optimizers: list[th.optim.Optimizer]) -> list[th.Tensor]:
+    """The parameters of these optimizers, without frozen ones."""
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+class Levels(NamedTuple):
+    """
+    Which diffusion steps of which states a loss is evaluated on: ``steps`` k (N,), in ascending order, of the states ``rows``
+    (N,); the first ``n_last`` have k = 1.
+    """
+
+    steps: th.Tensor
+    rows: th.Tensor
+    n_last: int
+
+
 @lru_cache(maxsize=256)
-def stratified_levels(
-    batch_size: int, n_levels: int, per_state: int, offset: int, device: th.device
-) -> tuple[th.Tensor, th.Tensor, int]:
+def stratified_levels(batch_size: int, n_levels: int, per_state: int, offset: int, device: th.device) -> Levels:
     """
     Spread diffusion steps evenly over a batch: state b gets the steps ``(b + offset + i) mod n_levels + 1``, i < per_state.
 
@@ -45,12 +61,17 @@ def stratified_levels(
     :param per_state: how many different steps each state gets
     :param offset: shifts the assignment; only its remainder mod n_levels counts
     :param device: of the returned tensors
-    :return: the steps (N,) in ascending order, the state each belongs to (N,), and how many have k = 1; N = B · per_state
+    :return: N = B · per_state levels
     """
     steps = (th.arange(batch_size).unsqueeze(1) + th.arange(per_state) + offset) % n_levels + 1
     steps, order = steps.flatten().sort(stable=True)
     n_last = int((steps == 1).sum())
-    return steps.to(device), (order // per_state).to(device), n_last
+    return Levels(steps.to(device), (order // per_state).to(device), n_last)
+
+
+def n_own_states(batch_size: int) -> int:
+    """How many of a batch's states get a chain besides the next states."""
+    return max(1, batch_size // 16)
 
 
 def chain_states(replay_data: ReplayBufferSamples | DictReplayBufferSamples) -> TensorOrDict:
@@ -62,7 +83,7 @@ def chain_states(replay_data: ReplayBufferSamples | DictReplayBufferSamples) -> 
     :param replay_data: B transitions
     :return: B + max(1, B / 8) states
     """
-    extra = max(1, len(replay_data.rewards) // 8)
+    extra = n_own_states(len(replay_data.rewards))
 
     def combine(observations: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
         done = replay_data.dones.reshape(-1, *[1] * (observations.dim() - 1)) > 0
@@ -71,31 +92,21 @@ def chain_states(replay_data: ReplayBufferSamples | DictReplayBufferSamples) -> 
     return map_observations(combine, replay_data.observations, replay_data.next_observations)
 
 
-class LatentRows(NamedTuple):
-    """
-    Latents on which a loss is evaluated: ``latents`` (N, d) are ``x^k`` with ``steps`` k (N,), in ascending order, of the
-    states ``rows`` (N,); the first ``n_last`` have k = 1.
-    """
-
-    latents: th.Tensor
-    steps: th.Tensor
-    rows: th.Tensor
-    n_last: int
-
-
 class SampledChains(NamedTuple):
     """
     What a gradient step needs of its chains, one per state: the actions (B, d) and their path log-probability (B,), the ends
     ``x^0`` (B, d), the read-out ``(m, log c)``, κ latents a state for the actor, and for the diffusion value (if K > 1) one a
-    state with the sum of the log-ratios from there on (N,). The other latents are not kept.
+    state with the sum of the log-ratios from there on, each with its levels. The other latents are not kept.
     """
 
     actions: th.Tensor
     path_log_prob: th.Tensor
     ends: th.Tensor
     readout: tuple[th.Tensor, th.Tensor]
-    actor_rows: LatentRows
-    value_rows: LatentRows | None
+    actor_levels: Levels
+    actor_latents: th.Tensor
+    value_levels: Levels | None
+    value_latents: th.Tensor | None
     log_ratios_to_come: th.Tensor | None
 
 
@@ -105,6 +116,10 @@ class ChainForecast(NamedTuple):
     residual: th.Tensor
     log_ratio: th.Tensor
     end: th.Tensor
+
+
+Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
+Improvement = tuple[th.Tensor, Gradients]
 
 
 class DiffSAC(SafeSaveMixin, SAC):
@@ -131,6 +146,8 @@ class DiffSAC(SafeSaveMixin, SAC):
     :param ent_coef: "auto", "auto_<initial value>", a number, or a function of the remaining progress (1 … 0)
     :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
     :param latents_per_state: κ, diffusion steps per replayed state that the actor is trained on, 1 … K
+    :param torch_compile: compile the gradient step with ``torch.compile`` when training starts: the same losses in fewer
+        operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training goes on
     :raises ValueError: for an argument out of range
     """
 
@@ -173,6 +190,7 @@ class DiffSAC(SafeSaveMixin, SAC):
         seed: int | None = None,
         device: th.device | str = "auto",
         latents_per_state: int = 1,
+        torch_compile: bool = False,
         _init_setup_model: bool = True,
     ):
         # SB3 would overwrite the entry of policy_kwargs instead of refusing it.
@@ -208,6 +226,7 @@ class DiffSAC(SafeSaveMixin, SAC):
             _init_setup_model=False,
         )
         self.latents_per_state = latents_per_state
+        self.torch_compile = torch_compile
         if _init_setup_model:
             self._setup_model()
 
@@ -255,6 +274,13 @@ class DiffSAC(SafeSaveMixin, SAC):
         if not isinstance(self.policy, DiffusionSACPolicy):
             raise ValueError(f"policy={self.policy_class!r} has no diffusion actor; allowed: subclasses of DiffusionSACPolicy")
         check_number("latents_per_state", self.latents_per_state, 1, self.actor.diffusion_steps, integer=True)
+        if self.log_ent_coef is not None:
+            # SAC's, fused: this one number would take as long as a network.
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
+        self._evaluate_step: Callable[..., Evaluation] = self._evaluate
+        self._improve_step: Callable[..., Improvement] = self._improve
+        if self.torch_compile:
+            self._evaluate_step, self._improve_step = compiled_or_eager(self._evaluate), compiled_or_eager(self._improve)
 
     def _scheduled_ent_coef(self, progress_remaining: float) -> float:
         assert callable(self.ent_coef)
@@ -268,92 +294,134 @@ class DiffSAC(SafeSaveMixin, SAC):
         self._update_learning_rate(self._optimizers())
         if callable(self.ent_coef):
             self.ent_coef_tensor.fill_(self._scheduled_ent_coef(self._current_progress_remaining))
-        logged: dict[str, list[th.Tensor]] = {}
+        *evaluation_optimizers, actor_optimizer = self._optimizers()
+        evaluation_parameters, actor_parameters = trainable(evaluation_optimizers), trainable([actor_optimizer])
+        logged = []
 
         for gradient_step in range(gradient_steps):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
-
             states = chain_states(replay_data)
-            features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
-            chains = self._sample_chains(features, self._n_updates + gradient_step)
+            levels = self._levels(batch_size + n_own_states(batch_size), self._n_updates + gradient_step)
 
-            losses: dict[str, th.Tensor] = {"path_entropy": -chains.path_log_prob.mean()}
-            if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-                ent_coef = th.exp(self.log_ent_coef.detach())
-                assert isinstance(self.target_entropy, float)
-                ent_coef_loss = -(self.log_ent_coef * (chains.path_log_prob + self.target_entropy)).mean()
-                self._optimize(self.ent_coef_optimizer, ent_coef_loss, [self.log_ent_coef])
-                losses["ent_coef_loss"] = ent_coef_loss.detach()
-            else:
-                ent_coef = self.ent_coef_tensor
-            losses["ent_coef"] = ent_coef.reshape(())
-
-            with th.no_grad():
-                target_features = self.critic_target.extract_features(states, self.critic_target.features_extractor)
-                q_values = self._min_q_value(self.critic_target, target_features, chains.actions)
-                soft_values = (q_values - ent_coef * chains.path_log_prob)[:batch_size].unsqueeze(1)
-                target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
-            current_q_values = self.critic(replay_data.observations, replay_data.actions)
-            critic_loss = 0.5 * sum(F.mse_loss(current_q, target_q_values) for current_q in current_q_values)
-            assert isinstance(critic_loss, th.Tensor)
-            self._optimize(self.critic.optimizer, critic_loss)
-            losses["critic_loss"] = critic_loss.detach()
-
-            if self.diffusion_value is not None:
-                value_loss = self._diffusion_value_loss(features, target_features, chains, q_values)
-                parameters = list(self.diffusion_value.parameters())
-                self._optimize(self.diffusion_value.optimizer, value_loss, parameters)  # type: ignore[arg-type]
-                losses["diffusion_value_loss"] = value_loss.detach()
-
-            critic_features = features.detach()
-            if not self.policy.share_features_extractor:
-                with th.no_grad():
-                    critic_features = self.critic.extract_features(states, self.critic.features_extractor)
-            actor_loss = self._actor_loss(features, critic_features, chains, ent_coef)
-            self._optimize(self.actor.optimizer, actor_loss, list(self.actor.parameters()))
-            losses["actor_loss"] = actor_loss.detach()
+            chains, ent_coef, losses, gradients = self._evaluate_step(replay_data, states, levels, evaluation_parameters)
+            self._optimize(evaluation_optimizers, evaluation_parameters, gradients)
+            losses["actor_loss"], gradients = self._improve_step(states, chains, ent_coef, actor_parameters)
+            self._optimize([actor_optimizer], actor_parameters, gradients)
 
             if gradient_step % self.target_update_interval == 0:
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
                 polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
-            for name, value in losses.items():
-                logged.setdefault(name, []).append(value)
+            losses.update(ent_coef=ent_coef, path_entropy=-chains.path_log_prob.mean())
+            logged.append(th.stack([value.detach().squeeze() for value in losses.values()]))
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, values in logged.items():
-            self.logger.record(f"train/{name}", th.stack(values).mean().item())
+        if not logged:
+            return
+        for name, value in zip(losses, th.stack(logged).mean(dim=0).tolist(), strict=True):
+            self.logger.record(f"train/{name}", value)
+
+    def _evaluate(
+        self,
+        replay_data: ReplayBufferSamples | DictReplayBufferSamples,
+        states: TensorOrDict,
+        levels: tuple[Levels, Levels | None],
+        parameters: list[th.Tensor],
+    ) -> Evaluation:
+        """
+        All that judges the current policy: chains, and the losses of critics, diffusion value and entropy coefficient, which
+        share no parameter.
+
+        :param states: of the chains
+        :param parameters: of critics, diffusion value and entropy coefficient
+        :return: the chains, the entropy coefficient τ before its update, the losses, and the gradients of their sum
+        """
+        with th.no_grad():
+            features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
+            target_features = self.critic_target.extract_features(states, self.critic_target.features_extractor)
+        chains = self._sample_chains(features, levels)
+        losses = {}
+        if self.log_ent_coef is None:
+            ent_coef = self.ent_coef_tensor
+        else:
+            ent_coef = th.exp(self.log_ent_coef.detach())
+            assert isinstance(self.target_entropy, float)
+            losses["ent_coef_loss"] = -(self.log_ent_coef * (chains.path_log_prob + self.target_entropy)).mean()
+        with th.no_grad():
+            q_values = self._min_q_value(self.critic_target, target_features, chains.actions)
+            soft_values = (q_values - ent_coef * chains.path_log_prob)[: len(replay_data.rewards)].unsqueeze(1)
+            # With n-step returns the discount is γ to the number of steps.
+            discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
+            target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
+        current_q_values = self.critic(replay_data.observations, replay_data.actions)
+        losses["critic_loss"] = (
+            0.5 * th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
+        )
+        if self.diffusion_value is not None:
+            losses["diffusion_value_loss"] = self._diffusion_value_loss(features, target_features, chains, q_values)
+        gradients = th.autograd.grad(list(losses.values()), parameters, allow_unused=True)
+        return chains, ent_coef, {name: loss.detach() for name, loss in losses.items()}, gradients
+
+    def _improve(
+        self, states: TensorOrDict, chains: SampledChains, ent_coef: th.Tensor, parameters: list[th.Tensor]
+    ) -> Improvement:
+        """
+        :param states: of the chains
+        :param parameters: the actor's
+        :return: the actor's loss and its gradients
+        """
+        features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
+        critic_features = features.detach()
+        if not self.policy.share_features_extractor:
+            with th.no_grad():
+                critic_features = self.critic.extract_features(states, self.critic.features_extractor)
+        loss = self._actor_loss(features, critic_features, chains, ent_coef)
+        return loss.detach(), th.autograd.grad(loss, parameters, allow_unused=True)
 
     def _min_q_value(self, critic: ContinuousCritic, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """``min_i Q_i(s, u)`` (B,), from the critic's own features."""
         rows = th.cat([features, actions], dim=1)
         return th.cat([q_network(rows) for q_network in critic.q_networks], dim=1).min(dim=1).values
 
+    def _anchor_q_value(self, critic: ContinuousCritic, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        ``Q_i(s, u)`` (B,), the critics taking turns over the rows: of a forecast only the slope is wanted, and the mean of the
+        critics' slopes serves as well as the smallest critic's, for half the work.
+        """
+        rows = th.cat([features, actions], dim=1)
+        q_values, n_critics = rows.new_empty(len(rows)), len(critic.q_networks)
+        for i, q_network in enumerate(critic.q_networks):
+            q_values[i::n_critics] = q_network(rows[i::n_critics]).squeeze(1)
+        return q_values
+
+    def _levels(self, n_chains: int, offset: int) -> tuple[Levels, Levels | None]:
+        """Levels for actor and diffusion value; ``offset`` rotates which chain gets which."""
+        steps = self.actor.diffusion_steps
+        actor = stratified_levels(n_chains, steps, self.latents_per_state, offset % steps, self.device)
+        value = stratified_levels(n_chains, steps - 1, 1, offset % (steps - 1), self.device) if steps > 1 else None
+        return actor, value
+
     @th.no_grad()
-    def _sample_chains(self, features: th.Tensor, offset: int) -> SampledChains:
-        """One chain per state; ``offset`` rotates which latents are kept for the losses."""
+    def _sample_chains(self, features: th.Tensor, levels: tuple[Levels, Levels | None]) -> SampledChains:
+        """One chain per state, from which the latents at these levels are kept."""
         sample = self.actor.sample(features)
-        n_levels = self.actor.diffusion_steps
-        value_rows = log_ratios_to_come = None
-        if n_levels > 1:
-            value_rows = self._latent_rows(sample, n_levels - 1, 1, offset)
-            log_ratios_to_come = sample.log_ratios.cumsum(dim=0)[value_rows.steps - 1, value_rows.rows]
+        actor, value = levels
+        value_latents = log_ratios_to_come = None
+        if value is not None:
+            value_latents = sample.latents[value.steps, value.rows]
+            log_ratios_to_come = sample.log_ratios.cumsum(dim=0)[value.steps - 1, value.rows]
         return SampledChains(
             sample.actions,
             sample.path_log_prob,
             sample.latents[0].clone(),
             (sample.location, sample.log_scale),
-            self._latent_rows(sample, n_levels, self.latents_per_state, offset),
-            value_rows,
+            actor,
+            sample.latents[actor.steps, actor.rows],
+            value,
+            value_latents,
             log_ratios_to_come,
         )
-
-    def _latent_rows(self, sample: PolicySample, n_levels: int, per_state: int, offset: int) -> LatentRows:
-        batch_size = len(sample.actions)
-        steps, rows, n_last = stratified_levels(batch_size, n_levels, per_state, offset % n_levels, self.device)
-        return LatentRows(sample.latents[steps, rows], steps, rows, n_last)
 
     def _forecast(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> ChainForecast:
         """
@@ -363,21 +431,9 @@ class DiffSAC(SafeSaveMixin, SAC):
         assert self.diffusion_value is not None
         prior_std = self.actor.prior_std
         signal = remaining_signal(self.actor.schedule())[steps].detach()
-        heads = self.diffusion_value(self.diffusion_value.condition(features), latents / prior_std, steps)
+        heads = self.diffusion_value(self.diffusion_value.condition(features), latents, steps)
         log_ratio = telescoped_log_ratio(latents, signal, prior_std) + heads[:, 1]
         return ChainForecast(heads[:, 0], log_ratio, signal * latents + prior_std * heads[:, 2:])
-
-    def _anchor(
-        self,
-        critic: ContinuousCritic,
-        critic_features: th.Tensor,
-        forecast: ChainForecast,
-        readout: tuple[th.Tensor, th.Tensor],
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """``min_i Q_i(s, tanh(m + c x̂⁰)) + R_k`` and ``L_k`` with the read-out's term, (N,) each; together ``V_k``."""
-        actions, readout_log_ratio = squashed_readout(forecast.end, *readout)
-        q_values = self._min_q_value(critic, critic_features, actions)
-        return q_values + forecast.residual, forecast.log_ratio + readout_log_ratio
 
     def _diffusion_value_loss(
         self, features: th.Tensor, target_features: th.Tensor, chains: SampledChains, q_values: th.Tensor
@@ -387,18 +443,17 @@ class DiffSAC(SafeSaveMixin, SAC):
 
         :param q_values: (B,), ``min_i Q̄_i(s, u)`` at the chains' actions
         """
-        assert chains.value_rows is not None and chains.log_ratios_to_come is not None
-        latents, steps, rows, _ = chains.value_rows
-        forecast = self._forecast(features[rows].detach(), latents, steps)
-        readout = chains.readout[0][rows], chains.readout[1][rows]
+        assert chains.value_levels is not None and chains.value_latents is not None and chains.log_ratios_to_come is not None
+        steps, rows, _ = chains.value_levels
+        forecast = self._forecast(features[rows].detach(), chains.value_latents, steps)
         # Only the end itself teaches where the chain ends; the other two heads learn what that prediction leaves out.
-        anchored = self._anchor(
-            self.critic_target, target_features[rows], forecast._replace(end=forecast.end.detach()), readout
-        )
+        location, log_scale = chains.readout
+        actions, readout_log_ratio = squashed_readout(forecast.end.detach(), location[rows], log_scale[rows])
+        anchor = self._anchor_q_value(self.critic_target, target_features[rows], actions)
         prior_std = self.actor.prior_std
         return (
-            F.mse_loss(anchored[0], q_values[rows])
-            + F.mse_loss(anchored[1], chains.log_ratios_to_come)
+            F.mse_loss(anchor + forecast.residual, q_values[rows])
+            + F.mse_loss(forecast.log_ratio + readout_log_ratio, chains.log_ratios_to_come)
             + F.mse_loss(forecast.end / prior_std, chains.ends[rows] / prior_std)
         )
 
@@ -406,35 +461,37 @@ class DiffSAC(SafeSaveMixin, SAC):
         self, features: th.Tensor, critic_features: th.Tensor, chains: SampledChains, ent_coef: th.Tensor
     ) -> th.Tensor:
         """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
-        stored, steps, rows, n_last = chains.actor_rows
-        latents, log_ratios = self.actor.reverse_step(features[rows], stored, steps)
-        # The rows with k = 1 come first: they end in an action, so the critics judge them and the read-out answers for them.
+        steps, rows, n_last = chains.actor_levels
+        latents, log_ratios = self.actor.reverse_step(features[rows], chains.actor_latents, steps)
+        # The rows with k = 1 come first: there the step's own x^0 is read out, and the read-out learns.
         last, earlier = rows[:n_last], rows[n_last:]
         actions, readout_log_ratio = squashed_readout(latents[:n_last], *self.actor.readout(features[last]))
         q_values = self._min_q_value(self.critic, critic_features[last], actions).sum()
         log_ratio = log_ratios.sum() + readout_log_ratio.sum()
         if len(earlier):
             forecast = self._forecast(features[earlier].detach(), latents[n_last:], steps[n_last:] - 1)
-            readout = chains.readout[0][earlier], chains.readout[1][earlier]
-            anchored = self._anchor(self.critic, critic_features[earlier], forecast, readout)
-            q_values = q_values + anchored[0].sum()
-            log_ratio = log_ratio + anchored[1].sum()
+            location, log_scale = chains.readout
+            actions, readout_log_ratio = squashed_readout(forecast.end, location[earlier], log_scale[earlier])
+            anchor = self._anchor_q_value(self.critic, critic_features[earlier], actions)
+            q_values = q_values + (anchor + forecast.residual).sum()
+            log_ratio = log_ratio + (forecast.log_ratio + readout_log_ratio).sum()
         return (ent_coef * log_ratio - q_values).squeeze() / len(rows)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        """All optimizers, the actor's at the end."""
+        optimizers = [self.critic.optimizer]
         if self.diffusion_value is not None:
             optimizers.append(self.diffusion_value.optimizer)  # type: ignore[arg-type]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
-        return optimizers
+        return [*optimizers, self.actor.optimizer]
 
     @staticmethod
-    def _optimize(optimizer: th.optim.Optimizer, loss: th.Tensor, inputs: list[th.Tensor] | None = None) -> None:
-        """One optimizer step; ``inputs`` keeps the backward pass from computing gradients that nobody uses."""
-        optimizer.zero_grad()
-        loss.backward(inputs=inputs and [parameter for parameter in inputs if parameter.requires_grad])
-        optimizer.step()
+    def _optimize(optimizers: list[th.optim.Optimizer], parameters: list[th.Tensor], gradients: Gradients) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
 
     def learn(
         self: SelfDiffSAC,
@@ -459,7 +516,7 @@ class DiffSAC(SafeSaveMixin, SAC):
         self.diffusion_value = getattr(self.policy, "diffusion_value", None)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "diffusion_value"]
+        return [*super()._excluded_save_params(), "diffusion_value", "_evaluate_step", "_improve_step"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

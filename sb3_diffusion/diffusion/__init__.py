@@ -1,11 +1,13 @@
 """The mathematics of diffusion policies on tensors. Knows torch, not Stable-Baselines3."""
 
-from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain
+from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain, sample_end
 from sb3_diffusion.diffusion.kernels import (
     log_ratio,
     noising_step,
     prior_log_prob,
+    read_out,
     reverse_mean,
+    reverse_sample,
     reverse_step,
     squashed_readout,
     telescoped_log_ratio,
@@ -32,10 +34,13 @@ __all__ = [
     "make_kernel_tables",
     "noising_step",
     "prior_log_prob",
+    "read_out",
     "remaining_signal",
     "reverse_mean",
+    "reverse_sample",
     "reverse_step",
     "sample_chain",
+    "sample_end",
     "squashed_readout",
     "telescoped_log_ratio",
 ]

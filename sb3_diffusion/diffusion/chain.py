@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_diffusion.diffusion.kernels import prior_log_prob, reverse_step
+from sb3_diffusion.diffusion.kernels import prior_log_prob, reverse_sample, reverse_step
 from sb3_diffusion.diffusion.schedule import KernelTables
 
 # (x^k (B, d), k) -> drift f and log-scale g, each (B, d)
@@ -36,9 +36,23 @@ def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noi
     latents = prior_std * noise[-1]
     chain = [latents]
     log_ratios = []
-    for k in range(noise.shape[0] - 1, 0, -1):
+    rows = tables.rows()
+    for k in range(len(rows), 0, -1):
         drift, log_scale = denoiser(latents, k)
-        latents, step_log_ratio = reverse_step(latents, drift, log_scale, tables.at(k), noise[k - 1])
+        latents, step_log_ratio = reverse_step(latents, drift, log_scale, rows[k - 1], noise[k - 1])
         chain.append(latents)
         log_ratios.append(step_log_ratio)
     return Chain(th.stack(chain[::-1]), th.stack(log_ratios[::-1]), prior_log_prob(chain[0], prior_std))
+
+
+def sample_end(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> th.Tensor:
+    """
+    The end ``x^0`` of :func:`sample_chain`, with its parameters, where nothing else is wanted.
+
+    :return: (B, d)
+    """
+    latents = prior_std * noise[-1]
+    rows = tables.rows()
+    for k in range(len(rows), 0, -1):
+        latents = reverse_sample(latents, *denoiser(latents, k), rows[k - 1], noise[k - 1])
+    return latents

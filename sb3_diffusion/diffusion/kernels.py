@@ -22,7 +22,7 @@ def reverse_mean(latents: th.Tensor, drift: th.Tensor, tables: KernelTables) -> 
     :param tables: the rows of step k, each broadcastable to (B, d)
     :return: (B, d)
     """
-    return tables.retain * latents + tables.drift_scale * drift
+    return th.addcmul(tables.retain * latents, tables.drift_scale, drift)
 
 
 def noising_step(previous: th.Tensor, tables: KernelTables, noise: th.Tensor) -> th.Tensor:
@@ -37,20 +37,31 @@ def noising_step(previous: th.Tensor, tables: KernelTables, noise: th.Tensor) ->
     return tables.retain * previous + tables.noise_std * noise
 
 
-def reverse_step(
+def reverse_sample(
     latents: th.Tensor, drift: th.Tensor, log_scale: th.Tensor, tables: KernelTables, noise: th.Tensor
-) -> tuple[th.Tensor, th.Tensor]:
+) -> th.Tensor:
     """
-    One step of the reverse kernel, ``x^{k-1} = retain x^k + drift_scale f + noise_std e^g ε``, and its log-ratio.
+    One step of the reverse kernel, ``x^{k-1} = retain x^k + drift_scale f + noise_std e^g ε``.
 
     :param latents: (B, d), ``x^k``
     :param drift: (B, d), ``f``
     :param log_scale: (B, d), ``g``; zero is the paper's fixed variance
     :param tables: the rows of step k, each broadcastable to (B, d)
     :param noise: (B, d), ``ε``, standard normal (zero: the mean)
+    :return: (B, d), ``x^{k-1}``
+    """
+    return th.addcmul(reverse_mean(latents, drift, tables), tables.noise_std * log_scale.exp(), noise)
+
+
+def reverse_step(
+    latents: th.Tensor, drift: th.Tensor, log_scale: th.Tensor, tables: KernelTables, noise: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    One step of the reverse kernel (:func:`reverse_sample`, with its parameters) and its log-ratio.
+
     :return: ``x^{k-1}`` (B, d), and ``ℓ_k`` (B,) in nats
     """
-    previous = reverse_mean(latents, drift, tables) + tables.noise_std * log_scale.exp() * noise
+    previous = reverse_sample(latents, drift, log_scale, tables, noise)
     return previous, log_ratio(latents, previous, noise, log_scale, tables)
 
 
@@ -97,6 +108,18 @@ def telescoped_log_ratio(latents: th.Tensor, signal: th.Tensor, prior_std: float
     return (0.5 * (1 - signal.square()) * ((latents / prior_std).square() - 1)).sum(dim=-1)
 
 
+def read_out(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> th.Tensor:
+    """
+    The action before it is squashed, ``m + c x^0``.
+
+    :param latents: (B, d), ``x^0``
+    :param location: broadcastable to (B, d), ``m``
+    :param log_scale: broadcastable to (B, d), ``log c``
+    :return: (B, d)
+    """
+    return th.addcmul(location, log_scale.exp(), latents)
+
+
 def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     Read the action out of the last latent, ``u = tanh(m + c x^0)``, with the term it adds to ``ℓ_1``.
@@ -106,7 +129,7 @@ def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tens
     :param log_scale: broadcastable to (B, d), ``log c``
     :return: ``u`` (B, d) in [-1, 1], and ``- Σ_dims log c + log(1 - u²)`` (B,) in nats
     """
-    action = location + log_scale.exp() * latents
+    action = read_out(latents, location, log_scale)
     # log(1 - tanh(a)²) without cancellation for large |a|
     log_det_tanh = 2 * (math.log(2) - action - F.softplus(-2 * action))
     return th.tanh(action), -(log_scale + log_det_tanh).sum(dim=-1)

@@ -31,6 +31,10 @@ class KernelTables(NamedTuple):
         """
         return KernelTables(*(table[steps - 1] for table in self))
 
+    def rows(self) -> list["KernelTables"]:
+        """:return: the K rows one by one, for k = 1 … K"""
+        return [KernelTables(*row) for row in zip(*(table.unbind() for table in self), strict=True)]
+
 
 def make_betas(
     noise_schedule: str | Sequence[float], diffusion_steps: int, beta_min: float = 0.05, beta_max: float = 0.2
