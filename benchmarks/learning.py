@@ -13,14 +13,13 @@ import csv
 import json
 import multiprocessing
 import os
-import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+from provenance import provenance
+
 COLUMNS = (
     "timesteps",
     "deterministic_mean",
@@ -104,10 +103,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
 
     settings = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
     settings["settings"] = {key: repr(value) for key, value in (COMMON | VARIANTS[variant]).items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    settings["commit"] = commit.stdout.strip()
-    settings["versions"] = {package: version(package) for package in PACKAGES}
-    (folder / f"{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(settings | provenance(), indent=1) + "\n")
     model.learn(steps, callback=Evaluation(), log_interval=1_000_000)
     partial.replace(target)
     return f"{env_id} {name}: {target.read_text().splitlines()[-1]}"

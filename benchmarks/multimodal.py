@@ -4,7 +4,7 @@ Does a policy keep two equally good actions? DiffSAC per step and through the fu
     python benchmarks/multimodal.py --task bandit --workers 2
     python benchmarks/multimodal.py --task turning --workers 2
 
-Every run leaves one JSON (metrics, exact settings, versions) and a few thousand sampled actions in
+Every run leaves one JSON (metrics, exact settings, commit, versions) and a few thousand sampled actions in
 ``benchmarks/results/multimodal/<task>/``; all of them together make ``<task>.csv``, the first seed ``<task>.png``.
 A finished run is skipped, so an interrupted campaign goes on with the same command. One run uses one thread.
 
@@ -20,11 +20,11 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("stable_baselines3", "torch", "gymnasium", "numpy")
+from provenance import provenance
+
 ENVS = {"bandit": "BimodalBandit-v0", "turning": "TurningDoubleWell-v0"}
 VARIANTS = ("diffsac", "diffsac-fullchain", "sac")
 FINAL_TEMPERATURE = 0.1
@@ -118,8 +118,7 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
     target.parent.mkdir(parents=True, exist_ok=True)
     saved = actions[..., : N_SAVED // observations.shape[0]]
     np.savez_compressed(target.with_suffix(".npz"), actions=saved.astype(np.float16))
-    versions = {package: version(package) for package in PACKAGES}
-    report = {"settings": settings, "algorithm_arguments": arguments, "versions": versions, "metrics": metrics}
+    report = {"settings": settings, "algorithm_arguments": arguments, **provenance(), "metrics": metrics}
     target.write_text(json.dumps(report, indent=1) + "\n")
     return f"{task} {variant} seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
