@@ -49,6 +49,12 @@ def test_unchanged_sac_refuses_them_too(name: str, value: Any) -> None:
         SAC(DiffusionSACPolicy, StrictBoxEnv(), policy_kwargs={name: value}, **SMALL)
 
 
+@pytest.mark.parametrize("value", ["yes", None, 2])
+def test_torch_compile_is_true_or_false(make_model: MakeModel, value: Any) -> None:
+    with refused("torch_compile", value):
+        make_model(torch_compile=value)
+
+
 @pytest.mark.parametrize("betas", [[0.1, 0.2, 0.3], [0.1] * 5, []], ids=len)
 def test_as_many_betas_as_diffusion_steps_are_required(make_model: MakeModel, betas: list[float]) -> None:
     with refused("noise_schedule", betas):

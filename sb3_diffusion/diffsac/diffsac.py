@@ -18,7 +18,7 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.compiling import compiled_or_eager
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeSaveMixin
-from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import remaining_signal, squashed_readout, telescoped_log_ratio
 
@@ -77,11 +77,11 @@ def n_own_states(batch_size: int) -> int:
 def chain_states(replay_data: ReplayBufferSamples | DictReplayBufferSamples) -> TensorOrDict:
     """
     The states at which a gradient step samples chains: first the next states, which the critics' targets need. Where an
-    episode terminates it needs no action, and the row lends its own state. Then the states of an eighth of the rows: the first
-    state of an episode is nobody's next state and would never be trained.
+    episode terminates it needs no action, and the row lends its own state. Then the states of a sixteenth of the rows: the
+    first state of an episode is nobody's next state and would never be trained.
 
     :param replay_data: B transitions
-    :return: B + max(1, B / 8) states
+    :return: B + max(1, B / 16) states
     """
     extra = n_own_states(len(replay_data.rewards))
 
@@ -135,9 +135,9 @@ class DiffSAC(SafeSaveMixin, SAC):
       ``Q_1 = min_i Q_i(s', u)`` and ``Q_k = V_{k-1}``
 
     so that no gradient passes through more than one reverse step and activation memory does not grow with K. Chains are also
-    sampled at ``s``: of terminal transitions instead of ``s'``, and of an eighth of the rows besides (:func:`chain_states`).
+    sampled at ``s``: of terminal transitions instead of ``s'``, and of a sixteenth of the rows besides (:func:`chain_states`).
 
-    The diffusion value is anchored in the critics, ``V_k = min_i Q_i(s, tanh(m + c x̂⁰)) + R_k - τ L_k``: its network predicts
+    The diffusion value is anchored in the critics, ``V_k = Q_i(s, tanh(m + c x̂⁰)) + R_k - τ L_k``: its network predicts
     the end ``x̂⁰`` of the chain, the log-ratios ``L_k`` still to come, and what the prediction leaves out, ``R_k``. So it
     follows the critics and τ at once; a network for all of ``V_k`` lags behind them (docs/method.md, "The diffusion value").
 
@@ -260,6 +260,7 @@ class DiffSAC(SafeSaveMixin, SAC):
             raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         if not isinstance(self.target_entropy, str):
             check_number("target_entropy", self.target_entropy, -math.inf)
+        check_choice("torch_compile", self.torch_compile, (False, True))
         frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
 
