@@ -1,0 +1,235 @@
+"""
+What a diffusion policy costs: training, gradient step, prediction and memory beside SB3's SAC, all in one process.
+
+    python benchmarks/speed.py --diffusion-steps 1 4 16 --compiled-steps 4 16
+
+The contestants take turns in every round, so that the machine's drift hits all of them; reported are the medians of the rounds
+and of each round's ratio to SAC, with the quartiles. HalfCheetah-v5, networks of 256 x 256, batch 256, defaults otherwise. The
+parts of a gradient step are timed in the plain (not compiled) functions: there "forward" is a loss, "backward" its gradients.
+Writes speed.json (all rounds) and speed.md (the tables) to ``--out``.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import stable_baselines3.sac.sac as sb3_sac
+import torch as th
+from memory import peak_megabytes
+from provenance import provenance
+from stable_baselines3 import SAC
+from stable_baselines3.common.env_util import make_vec_env
+from torch.utils.flop_counter import FlopCounterMode
+
+import sb3_diffusion.diffsac.diffsac as diffsac_module
+from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+
+BATCHES = (1, 16, 256)
+WARM_UP = 300
+
+
+def make(algorithm: type[SAC], policy: Any, env: str, device: str, **kwargs: Any) -> SAC:
+    """A model that has taken its first gradient steps."""
+    model = algorithm(policy, make_vec_env(env, seed=0), seed=0, device=device, learning_starts=WARM_UP, **kwargs)
+    return model.learn(WARM_UP + 10)
+
+
+def contestants(args: argparse.Namespace) -> dict[str, Callable[[], SAC]]:
+    builders: dict[str, Callable[[], SAC]] = {"SAC": partial(make, SAC, "MlpPolicy", args.env, args.device)}
+    for steps in args.diffusion_steps:
+        policy_kwargs = dict(diffusion_steps=steps)
+        diffsac = partial(make, DiffSAC, "MlpPolicy", args.env, args.device)
+        builders[f"DiffSAC, K = {steps}"] = partial(diffsac, policy_kwargs=policy_kwargs)
+        if steps in args.compiled_steps:
+            builders[f"DiffSAC compiled, K = {steps}"] = partial(diffsac, policy_kwargs=policy_kwargs, torch_compile=True)
+        full_chain = partial(make, SAC, DiffusionSACPolicy, args.env, args.device)
+        builders[f"full chain, K = {steps}"] = partial(full_chain, policy_kwargs=policy_kwargs)
+    return builders
+
+
+class Clock:
+    """Milliseconds of a call, waiting for the device's work."""
+
+    def __init__(self, device: str) -> None:
+        self.synchronize = th.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    def milliseconds(self, function: Callable[[], Any], repeats: int) -> float:
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        self.synchronize()
+        return (time.perf_counter() - start) / repeats * 1e3
+
+
+@contextmanager
+def timed_parts(model: SAC, clock: Clock) -> Iterator[dict[str, float]]:
+    """Milliseconds spent in each part of the gradient steps made inside, without what is nested in it."""
+    parts: dict[str, float] = defaultdict(float)
+    running: list[float] = []
+
+    def timed(name: str | Callable[[], str], function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            running.append(0.0)
+            results = []
+            elapsed = clock.milliseconds(lambda: results.append(function(*args, **kwargs)), 1)
+            nested = running.pop()
+            parts[name if isinstance(name, str) else name()] += elapsed - nested
+            if running:
+                running[-1] += elapsed
+            return results[0]
+
+        return call
+
+    with ExitStack() as stack:
+
+        def patch(target: Any, attribute: str, name: str | Callable[[], str]) -> None:
+            stack.enter_context(mock.patch.object(target, attribute, timed(name, getattr(target, attribute))))
+
+        patch(model.replay_buffer, "sample", "replay buffer")
+        for module in (sb3_sac, diffsac_module):
+            patch(module, "polyak_update", "target update")
+        optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
+        if isinstance(model, DiffSAC):
+            if model.diffusion_value is not None:
+                optimizers.append(model.diffusion_value.optimizer)  # type: ignore[arg-type]
+            patch(model, "_sample_chains", "chains")
+            patch(model, "_diffusion_value_loss", "diffusion value, forward")
+            patch(model, "_actor_loss", "actor, forward")
+            patch(model, "_evaluate_step", "critics, forward")
+            patch(model, "_improve_step", "rest")
+            gradients = iter(("critics and diffusion value, backward", "actor, backward") * 10_000)
+            patch(th.autograd, "grad", lambda: next(gradients))
+        else:
+            patch(model.actor, "action_log_prob", "chains")
+            patch(model.critic, "forward", "critics, forward")
+            patch(model.critic_target, "forward", "critics, forward")
+            patch(th.Tensor, "backward", "all, backward")
+        for optimizer in optimizers:
+            patch(optimizer, "step", "optimizers")
+            patch(optimizer, "zero_grad", "optimizers")
+        patch(model, "train", "rest")
+        yield parts
+
+
+def quartiles(values: list[float]) -> str:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:.3g} ({low:.3g}–{high:.3g})"
+
+
+def tables(report: dict[str, Any]) -> str:
+    rounds, facts, settings = report["rounds"], report["facts"], report["settings"]
+    names = list(facts)
+
+    def ratio(name: str, figure: str) -> str:
+        return quartiles([r[name][figure] / r["SAC"][figure] for r in rounds])
+
+    lines = [
+        f"Medians of {len(rounds)} rounds (quartiles). {settings['env']}, {settings['threads']} thread(s), "
+        f"{settings['device']}, {report['machine']}. Matrix products run at "
+        f"{quartiles([r['matmul_gflops'] for r in rounds])} GFLOP/s.",
+        "",
+        "| | training steps/s | relative to SAC | gradient step [ms] | relative to SAC | MFLOP | share of the product rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        # Steps per second are the inverse of the time, so is their ratio.
+        speed = quartiles([1e3 / r[name]["training_step"] for r in rounds])
+        relative = quartiles([r["SAC"]["training_step"] / r[name]["training_step"] for r in rounds])
+        update = quartiles([r[name]["gradient_step"] for r in rounds])
+        share = quartiles([facts[name]["mflop"] / r[name]["gradient_step"] / r["matmul_gflops"] for r in rounds])
+        cells = [name, speed, relative, update, ratio(name, "gradient_step"), f"{facts[name]['mflop']:.0f}", share]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Prediction (sampled action), relative to SAC's; deterministic action in brackets.", ""]
+    lines += ["| | " + " | ".join(f"batch {batch}" for batch in BATCHES) + " |", "|---" * (len(BATCHES) + 1) + "|"]
+    for name in names:
+        cells = []
+        for batch in BATCHES:
+            both = [statistics.median(r[name][f"{kind}_{batch}"] / r["SAC"][f"predict_{batch}"] for r in rounds)
+                    for kind in ("predict", "deterministic")]  # fmt: skip
+            cells.append(f"{both[0]:.2f} ({both[1]:.2f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    parts = sorted({part for fact in facts.values() for part in fact.get("parts", {})})
+    lines += ["", "Parts of a plain gradient step [ms], timers included.", ""]
+    lines += ["| | " + " | ".join(parts) + " |", "|---" * (len(parts) + 1) + "|"]
+    for name in names:
+        if "parts" in facts[name]:
+            cells = [f"{facts[name]['parts'][part]:.2f}" if part in facts[name]["parts"] else "" for part in parts]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "Peak memory of all tensors in a plain gradient step.", "", "| | MB |", "|---|---|"]
+    lines += [f"| {name} | {facts[name]['megabytes']:.1f} |" for name in names if "megabytes" in facts[name]]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="HalfCheetah-v5", help="with vector observations")
+    parser.add_argument("--diffusion-steps", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument(
+        "--compiled-steps", nargs="*", type=int, default=[4, 8, 16], help="K for which DiffSAC also runs compiled"
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed")
+    args = parser.parse_args()
+    th.set_num_threads(args.threads)
+    clock = Clock(args.device)
+    models: dict[str, SAC] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, build in contestants(args).items():
+        start = time.perf_counter()
+        models[name] = model = build()
+        facts[name] = {"build_seconds": time.perf_counter() - start}
+        if "compiled" in name:
+            continue
+        with FlopCounterMode(display=False) as counter:
+            model.train(1, batch_size=256)
+        facts[name]["mflop"] = counter.get_total_flops() / 1e6
+        if "K" in name:
+            facts[name]["megabytes"] = peak_megabytes(type(model), model.actor.diffusion_steps)  # type: ignore[arg-type]
+        with timed_parts(model, clock) as parts:
+            model.train(20, batch_size=256)
+        facts[name]["parts"] = {part: value / 20 for part, value in parts.items()}
+    for name, fact in facts.items():
+        fact.setdefault("mflop", facts[name.replace(" compiled", "")]["mflop"])
+
+    observations = {
+        batch: np.random.default_rng(0).standard_normal((batch, *models["SAC"].observation_space.shape)) for batch in BATCHES
+    }
+    factor = th.randn(256, 256, device=args.device)
+    rounds = []
+    for _ in range(args.rounds):
+        figures: dict[str, Any] = {"matmul_gflops": 2 * 256**3 / 1e6 / clock.milliseconds(lambda: factor @ factor, 50)}
+        for name, model in models.items():
+            own = figures[name] = {}
+            own["gradient_step"] = clock.milliseconds(partial(model.train, 10, batch_size=256), 1) / 10
+            learn = partial(model.learn, 40, reset_num_timesteps=False, log_interval=1_000_000)
+            own["training_step"] = clock.milliseconds(learn, 1) / 40
+            for batch, observation in observations.items():
+                own[f"predict_{batch}"] = clock.milliseconds(partial(model.predict, observation), 20)
+                search = partial(model.predict, observation, deterministic=True)
+                own[f"deterministic_{batch}"] = clock.milliseconds(search, 2)
+        rounds.append(figures)
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    report = {"settings": settings, "machine": platform.processor() or platform.machine(), **provenance()}
+    report |= {"facts": facts, "rounds": rounds}
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = f"{args.env}_{args.device.replace(':', '')}_{args.threads}"
+    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / f"{name}.md").write_text(tables(report))
+    print(tables(report))
+
+
+if __name__ == "__main__":
+    main()
