@@ -39,6 +39,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "diffsac": {"algo": "diffsac", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
 }
+# One default changed at a time, for short runs (--variants choices --steps 30000 --out benchmarks/results/choices).
+CHOICES: dict[str, dict[str, Any]] = {
+    "diffsac-2-steps": {"policy_kwargs": {"diffusion_steps": 2}},
+    "diffsac-8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
+    "diffsac-2-latents": {"latents_per_state": 2},
+    "diffsac-cosine": {"policy_kwargs": {"noise_schedule": "cosine"}},
+    "diffsac-steep": {"policy_kwargs": {"beta_min": 0.1, "beta_max": 0.4}},
+    "diffsac-learned-schedule": {"policy_kwargs": {"learn_schedule": True}},
+    "diffsac-no-readout": {"policy_kwargs": {"state_dependent_readout": False}},
+    "diffsac-fixed-variance": {"policy_kwargs": {"learn_variance": False}},
+    "diffsac-half-entropy": {"target_entropy": -3.0},
+}
+VARIANTS |= {name: VARIANTS["diffsac"] | kwargs for name, kwargs in CHOICES.items()}
 
 
 def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, eval_episodes: int, out: str) -> str:
@@ -112,7 +125,8 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    default = [name for name in VARIANTS if name not in CHOICES]
+    parser.add_argument("--variants", nargs="+", default=default, choices=[*VARIANTS, "choices"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--eval-freq", type=int, default=10_000)
@@ -120,6 +134,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "learning"))
     args = parser.parse_args()
+    if args.variants == ["choices"]:
+        args.variants = ["diffsac", *CHOICES]
     jobs = [(variant, env, seed) for seed in args.seeds for env in args.envs for variant in args.variants]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")

@@ -12,30 +12,14 @@ import csv
 from pathlib import Path
 
 import torch as th
-from gymnasium import spaces
 from matplotlib.figure import Figure
+from shapes import ShapesEnv
 from stable_baselines3 import SAC
-from stable_baselines3.common.envs import IdentityEnvBox
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy
-
-
-class HalfCheetahShapes(IdentityEnvBox):
-    """The shapes of HalfCheetah-v5, without MuJoCo."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = spaces.Box(-1, 1, (17,))
-        self.action_space = spaces.Box(-1, 1, (6,))
-
-    def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
-        return self.observation_space.sample(), {}
-
-    def step(self, action):  # type: ignore[no-untyped-def]
-        return self.observation_space.sample(), 0.0, False, False, {}
 
 
 class PeakMemory(TorchDispatchMode):
@@ -66,7 +50,7 @@ def peak_megabytes(algorithm: type[SAC], diffusion_steps: int) -> float:
     policy = "MlpPolicy" if algorithm is DiffSAC else DiffusionSACPolicy
     model = algorithm(
         policy,
-        HalfCheetahShapes(),
+        ShapesEnv(),
         learning_starts=260,
         buffer_size=300,
         seed=0,
