@@ -258,6 +258,13 @@ class DiffusionActor(Actor):
 
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
+        :param features: (B, features_dim)
+        :return: a mode of the policy (:meth:`mode_before_squashing`), squashed: actions (B, d) in [-1, 1]
+        """
+        return th.tanh(self.mode_before_squashing(features))
+
+    def mode_before_squashing(self, features: th.Tensor) -> th.Tensor:
+        """
         A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
 
         Several fixed prior points (zero among them) go down the noise-free chain; then each end point is scaled back to
@@ -266,7 +273,7 @@ class DiffusionActor(Actor):
         *between* the modes of a symmetric policy, where no noisy chain ends.
 
         :param features: (B, features_dim)
-        :return: actions (B, d) in [-1, 1]
+        :return: (B, d), before it is squashed
         """
         batch_size, n_starts, steps = features.shape[0], self.mode_starts.shape[0], self.diffusion_steps
         condition = self.denoiser.condition(features).repeat_interleave(n_starts, dim=0)
@@ -283,7 +290,7 @@ class DiffusionActor(Actor):
         score = self._log_density(condition, latents)
         best = score.reshape(batch_size, n_starts).argmax(dim=1)
         latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
-        return th.tanh(read_out(latents, *self.readout(features)))
+        return read_out(latents, *self.readout(features))
 
     def _log_density(self, condition: th.Tensor, ends: th.Tensor) -> th.Tensor:
         """

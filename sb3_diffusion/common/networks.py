@@ -1,5 +1,7 @@
 """Networks that see a state, a latent and the diffusion step it belongs to."""
 
+from typing import Any
+
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
@@ -68,3 +70,15 @@ class StepConditionedMLP(nn.Module):
         """
         condition = condition + self.step_table.weight[steps - 1]
         return self.body(th.addmm(condition, latents, self.latent_weight, alpha=1 / self.prior_std))
+
+
+def fused_by_default(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    :param optimizer_class: the optimizer
+    :param optimizer_kwargs: the user's arguments for it
+    :return: the arguments, with ``fused=True`` for Adam and AdamW unless they say otherwise
+    """
+    optimizer_kwargs = dict(optimizer_kwargs or {})
+    if optimizer_class in (th.optim.Adam, th.optim.AdamW) and "foreach" not in optimizer_kwargs:
+        optimizer_kwargs.setdefault("fused", True)
+    return optimizer_kwargs

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 
@@ -32,8 +33,8 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
-class SafeSaveMixin(OffPolicyAlgorithm):
-    """``save`` and ``save_replay_buffer`` of SB3, written beside the target first: a failed save leaves the earlier file."""
+class SafeSaveMixin(BaseAlgorithm):
+    """SB3's ``save``, written beside the target first: a failed save leaves the earlier file."""
 
     def save(
         self,
@@ -45,6 +46,10 @@ class SafeSaveMixin(OffPolicyAlgorithm):
             return super().save(path, exclude, include)
         with replacing(path, ".zip") as temporary:
             super().save(temporary, exclude, include)
+
+
+class SafeOffPolicySaveMixin(SafeSaveMixin, OffPolicyAlgorithm):
+    """The same for ``save_replay_buffer``."""
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         if not isinstance(path, (str, pathlib.Path)):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.compiling import compiled_or_eager
 from sb3_diffusion.common.networks import StepConditionedMLP
-from sb3_diffusion.common.saving import SafeSaveMixin
+from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import remaining_signal, squashed_readout, telescoped_log_ratio
@@ -122,7 +122,7 @@ Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
 Improvement = tuple[th.Tensor, Gradients]
 
 
-class DiffSAC(SafeSaveMixin, SAC):
+class DiffSAC(SafeOffPolicySaveMixin, SAC):
     """
     Soft actor-critic with a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffSAC").
 

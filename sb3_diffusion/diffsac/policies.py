@@ -17,7 +17,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_diffusion.common.actor import DiffusionActor
-from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.validation import check_number
 
 
@@ -75,9 +75,7 @@ class DiffusionSACPolicy(SACPolicy):
             state_dependent_readout=state_dependent_readout,
         )
         check_number("n_critics", n_critics, 1, integer=True)
-        optimizer_kwargs = dict(optimizer_kwargs or {})
-        if optimizer_class in (th.optim.Adam, th.optim.AdamW) and "foreach" not in optimizer_kwargs:
-            optimizer_kwargs.setdefault("fused", True)
+        optimizer_kwargs = fused_by_default(optimizer_class, optimizer_kwargs)
         super().__init__(
             observation_space,
             action_space,

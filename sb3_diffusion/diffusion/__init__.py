@@ -2,7 +2,11 @@
 
 from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain, sample_end
 from sb3_diffusion.diffusion.kernels import (
+    gaussian_kl,
+    gaussian_log_prob,
+    log_det_tanh,
     log_ratio,
+    noising_log_prob,
     noising_step,
     prior_log_prob,
     read_out,
@@ -29,9 +33,13 @@ __all__ = [
     "Denoiser",
     "KernelTables",
     "NoiseSchedule",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "log_det_tanh",
     "log_ratio",
     "make_betas",
     "make_kernel_tables",
+    "noising_log_prob",
     "noising_step",
     "prior_log_prob",
     "read_out",

@@ -94,6 +94,45 @@ def prior_log_prob(latents: th.Tensor, prior_std: float) -> th.Tensor:
     return -0.5 * (latents / prior_std).square().sum(dim=-1) - constant
 
 
+def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
+    """
+    ``log π(x^k | x^{k-1})`` of the noising kernel.
+
+    :param latents: (B, d), ``x^k``
+    :param previous: (B, d), ``x^{k-1}``
+    :param tables: the rows of step k
+    :return: (B,) in nats
+    """
+    return gaussian_log_prob(latents, tables.retain * previous, tables.noise_std.log())
+
+
+def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+    """
+    Log-density of independent Gaussians.
+
+    :param value: (B, d)
+    :param mean: broadcastable to (B, d)
+    :param log_std: broadcastable to (B, d)
+    :return: (B,) in nats
+    """
+    residual = (value - mean) * (-log_std).exp()
+    return -(0.5 * residual.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+
+def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, other_log_std: th.Tensor) -> th.Tensor:
+    """
+    Kullback-Leibler divergence of independent Gaussians from others.
+
+    :param mean: (B, d)
+    :param log_std: (B, d)
+    :param other_mean: (B, d), of the second argument of the divergence
+    :param other_log_std: (B, d)
+    :return: (B,) in nats
+    """
+    scaled = ((2 * log_std).exp() + (mean - other_mean).square()) * (-2 * other_log_std).exp()
+    return (other_log_std - log_std + 0.5 * (scaled - 1)).sum(dim=-1)
+
+
 def telescoped_log_ratio(latents: th.Tensor, signal: th.Tensor, prior_std: float) -> th.Tensor:
     """
     ``E[Σ_{j≤k} ℓ_j | x^k] = Σ_dims ½ (1 - ρ_k²) (x²/ν² - 1)`` of a chain whose heads are zero: by detailed balance the
@@ -120,6 +159,16 @@ def read_out(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> t
     return th.addcmul(location, log_scale.exp(), latents)
 
 
+def log_det_tanh(action: th.Tensor) -> th.Tensor:
+    """
+    ``Σ_dims log(1 - tanh(a)²)``, without cancellation for large ``|a|``.
+
+    :param action: (B, d), before it is squashed
+    :return: (B,) in nats
+    """
+    return (2 * (math.log(2) - action - F.softplus(-2 * action))).sum(dim=-1)
+
+
 def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     Read the action out of the last latent, ``u = tanh(m + c x^0)``, with the term it adds to ``ℓ_1``.
@@ -130,6 +179,4 @@ def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tens
     :return: ``u`` (B, d) in [-1, 1], and ``- Σ_dims log c + log(1 - u²)`` (B,) in nats
     """
     action = read_out(latents, location, log_scale)
-    # log(1 - tanh(a)²) without cancellation for large |a|
-    log_det_tanh = 2 * (math.log(2) - action - F.softplus(-2 * action))
-    return th.tanh(action), -(log_scale + log_det_tanh).sum(dim=-1)
+    return th.tanh(action), -(log_scale.sum(dim=-1) + log_det_tanh(action))

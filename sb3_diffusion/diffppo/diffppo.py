@@ -1,0 +1,346 @@
+"""DiffPPO: proximal policy optimisation of a diffusion policy, one reverse step as one decision."""
+
+import math
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
+
+from sb3_diffusion.common.saving import SafeSaveMixin
+from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, DictChainRolloutBuffer
+from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
+from sb3_diffusion.diffusion import gaussian_kl
+
+SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
+
+
+class DiffPPO(SafeSaveMixin, PPO):
+    """
+    Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
+    decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process
+    with the soft rewards ``r 1[k=1] - τ ℓ_k``, and τ the entropy coefficient, the policy loss is the mean over the steps k of
+
+        - min(ρ_k Â_k, clip(ρ_k, 1 - ε, 1 + ε) Â_k),      Â_k = A_k + τ (ℓ_k^old - ℓ_k(θ)) without a gradient,
+
+    and ``-τ log π_θ(x^k | x^{k-1})`` where the clip is inactive. τ = 0 is DPPO (arXiv 2409.00588). One row of a minibatch is
+    an environment step with κ of its K diffusion steps, so there are as many optimizer steps as in PPO.
+
+    Parameters not listed are those of :class:`stable_baselines3.PPO`, in the same order.
+
+    :param ent_coef: τ: a number, a function of the remaining progress (1 … 0), "lin_<initial value>" (falls to 0), "auto" or
+        "auto_<initial value>" (learned)
+    :param target_kl: stop an update where the closed-form KL divergence of the chains exceeds 1.5 times this
+    :param latents_per_state: κ, diffusion steps of an environment step in each minibatch, 1 … K; None: all K
+    :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
+    :raises ValueError: for an argument out of range
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: DiffusionActorCriticPolicy
+    rollout_buffer: ChainRollouts
+    _ent_coef_schedule: FloatSchedule
+
+    def __init__(
+        self,
+        policy: str | type[DiffusionActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: str | float | Schedule = 0.01,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        latents_per_state: int | None = None,
+        target_entropy: str | float = "auto",
+        _init_setup_model: bool = True,
+    ):
+        # SB3 passes its own to the policy, beside the entry of policy_kwargs.
+        use_sde = use_sde or (policy_kwargs or {}).get("use_sde", False)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps,
+            batch_size,
+            n_epochs,
+            gamma,
+            gae_lambda,
+            clip_range,
+            clip_range_vf,
+            normalize_advantage,
+            ent_coef,  # type: ignore[arg-type]  # _setup_model makes a schedule of it
+            vf_coef,
+            max_grad_norm,
+            use_sde,
+            sde_sample_freq,
+            rollout_buffer_class,
+            rollout_buffer_kwargs,
+            target_kl,
+            stats_window_size,
+            tensorboard_log,
+            policy_kwargs,
+            verbose,
+            seed,
+            device,
+            _init_setup_model=False,
+        )
+        self.latents_per_state = latents_per_state
+        self.target_entropy = target_entropy
+        self.log_ent_coef: th.Tensor | None = None
+        self.ent_coef_optimizer: th.optim.Adam | None = None
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        name = type(self).__name__
+        if self.use_sde:
+            raise ValueError(f"use_sde=True: gSDE is not supported by {name}; allowed: use_sde=False")
+        assert isinstance(
+            self.action_space, spaces.Box
+        ), f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
+        if not callable(self.learning_rate):
+            check_number("learning_rate", self.learning_rate, 0)
+        check_number("n_steps", self.n_steps, 1, integer=True)
+        check_number("batch_size", self.batch_size, 1, integer=True)
+        check_number("n_epochs", self.n_epochs, 1, integer=True)
+        check_number("gamma", self.gamma, 0, 1)
+        check_number("gae_lambda", self.gae_lambda, 0, 1)
+        check_number("vf_coef", self.vf_coef, 0)
+        check_number("max_grad_norm", self.max_grad_norm, 0, exclusive=True)
+        if not callable(self.clip_range):
+            check_number("clip_range", self.clip_range, 0, exclusive=True)
+        if self.target_kl is not None:
+            check_number("target_kl", self.target_kl, 0, exclusive=True)
+        if isinstance(self.ent_coef, str):
+            kind, _, initial = self.ent_coef.partition("_")
+            try:
+                valid = 0 < float(initial or 1) < math.inf and not self.ent_coef.endswith("_")
+            except ValueError:
+                valid = False
+            if not (valid and (kind == "auto" or (kind == "lin" and initial))):
+                raise ValueError(
+                    f"ent_coef={self.ent_coef!r} is unknown; allowed: 'auto', 'auto_<number > 0>', 'lin_<number > 0>', "
+                    "a number >= 0, or a function of the remaining progress"
+                )
+        elif not callable(self.ent_coef):
+            check_number("ent_coef", self.ent_coef, 0)
+        if isinstance(self.target_entropy, str):
+            if self.target_entropy != "auto":
+                raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
+        else:
+            check_number("target_entropy", self.target_entropy, -math.inf)
+        if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRollouts):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class!r} stores no chains; allowed: subclasses of "
+                "ChainRolloutBuffer, for Dict observations of DictChainRolloutBuffer"
+            )
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
+        super()._setup_model()
+        if not isinstance(self.policy, DiffusionActorCriticPolicy):
+            raise ValueError(
+                f"policy={self.policy_class!r} has no diffusion actor; allowed: subclasses of DiffusionActorCriticPolicy"
+            )
+        actor = self.policy.actor
+        if self.latents_per_state is not None:
+            check_number("latents_per_state", self.latents_per_state, 1, actor.diffusion_steps, integer=True)
+        if self.policy.squash_output:
+            assert (
+                isinstance(self.action_space, spaces.Box)
+                and np.isfinite([self.action_space.low, self.action_space.high]).all()
+            ), f"action_space={self.action_space} has infinite bounds; allowed: finite ones, or squash_output=False"
+        self._target_entropy = float(-actor.action_dim if self.target_entropy == "auto" else self.target_entropy)
+        self._prior_entropy = actor.action_dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(actor.prior_std))
+        if isinstance(self.ent_coef, str):
+            kind, _, initial = self.ent_coef.partition("_")
+            if kind == "auto":
+                self.log_ent_coef = th.tensor([math.log(float(initial or 1))], device=self.device).requires_grad_(True)
+                self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
+            else:
+                self._ent_coef_schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
+        else:
+            self._ent_coef_schedule = FloatSchedule(self.ent_coef)
+
+    def _current_ent_coef(self) -> float:
+        if self.log_ent_coef is not None:
+            return math.exp(self.log_ent_coef.item())
+        value = self._ent_coef_schedule(self._current_progress_remaining)
+        check_number(f"ent_coef({self._current_progress_remaining})", value, 0)
+        return value
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        assert isinstance(rollout_buffer, ChainRollouts)
+        # The buffer computes soft advantages at the end of SB3's method.
+        rollout_buffer.ent_coef, rollout_buffer.prior_entropy = self._current_ent_coef(), self._prior_entropy
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def train(self) -> None:
+        """PPO's ``train`` with the losses of the class docstring, and entropies that are those of the path."""
+        self.policy.set_training_mode(True)
+        optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf = None
+        if self.clip_range_vf is not None:
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        ent_coef, diffusion_steps = self.rollout_buffer.ent_coef, self.policy.actor.diffusion_steps
+        logged: list[th.Tensor] = []
+        continue_training = True
+
+        for epoch in range(self.n_epochs):
+            for data in self.rollout_buffer.get(self.batch_size):
+                steps = self._choose_steps(len(data.returns))
+                evaluation = self.policy.evaluate_chains(
+                    *self.policy._both_features(data.observations), data.old.chains, steps
+                )
+                chosen = steps - 1
+                old_log_ratios = data.old.log_ratios.gather(1, chosen)
+                advantages = data.advantages.gather(1, chosen)
+                # The entropy of the current step under the current policy
+                advantages = advantages + ent_coef * (old_log_ratios - evaluation.log_ratios.detach())
+                scale = th.ones(())
+                if self.normalize_advantage and len(advantages) > 1:
+                    scale = advantages.std() + 1e-8
+                    advantages = (advantages - advantages.mean()) / scale
+
+                ratio = th.exp(evaluation.log_prob - data.old.log_prob.gather(1, chosen))
+                unclipped = advantages * ratio
+                clipped = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+                policy_loss = -th.min(unclipped, clipped).mean()
+                # The noising kernel moves with the read-out and a learned schedule: the part of the reward that depends on θ
+                active = (unclipped <= clipped) / scale
+                noising_loss = -ent_coef * (active * evaluation.noising_log_prob).mean()
+
+                old_values, values = data.old_values.gather(1, chosen), evaluation.values
+                if clip_range_vf is not None:
+                    values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+                value_loss = F.mse_loss(values, data.returns.gather(1, chosen))
+                loss = policy_loss + noising_loss + self.vf_coef * value_loss
+
+                with th.no_grad():
+                    index = chosen.unsqueeze(-1).expand(-1, -1, self.policy.actor.action_dim)
+                    old_kernels = data.old.means.gather(1, index), data.old.log_stds.gather(1, index)
+                    step_kl = gaussian_kl(*old_kernels, evaluation.means, evaluation.log_stds)
+                    # Of the whole chain: the steps' divergences add up.
+                    kl = step_kl.mean() * diffusion_steps
+                    path_log_prob = evaluation.log_ratios.mean() * diffusion_steps - self._prior_entropy
+                    outside = ((ratio - 1).abs() > clip_range).float()
+                    scalars = [loss, policy_loss, value_loss, kl, outside.mean(), path_log_prob]
+                    per_step = [self._per_step(array, chosen) for array in (step_kl, outside)]
+                    logged.append(th.cat([th.stack(scalars), *per_step]).detach())
+                if self.target_kl is not None and kl > 1.5 * self.target_kl:
+                    continue_training = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                    break
+
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+                if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+                    self.ent_coef_optimizer.zero_grad()
+                    (-self.log_ent_coef * (path_log_prob + self._target_entropy)).mean().backward()
+                    self.ent_coef_optimizer.step()
+
+            self._n_updates += 1
+            if not continue_training:
+                break
+
+        means = th.stack(logged).nanmean(dim=0).tolist()
+        names = ("loss", "policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "entropy_loss")
+        for name, value in zip(names, means, strict=False):
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/path_entropy", -means[5])
+        for i, name in enumerate(("approx_kl", "clip_fraction")):
+            for k in range(diffusion_steps):
+                self.logger.record(f"train/{name}_{k + 1}", means[len(names) + i * diffusion_steps + k])
+        explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+        self.logger.record("train/explained_variance", explained)
+        self.logger.record("train/ent_coef", ent_coef)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def _choose_steps(self, batch_size: int) -> th.Tensor:
+        """(B, κ) diffusion steps, κ different ones for each row."""
+        diffusion_steps = self.policy.actor.diffusion_steps
+        if self.latents_per_state in (None, diffusion_steps):
+            return th.arange(1, diffusion_steps + 1, device=self.device).expand(batch_size, -1)
+        return th.rand(batch_size, diffusion_steps, device=self.device).argsort(dim=1)[:, : self.latents_per_state] + 1
+
+    def _per_step(self, values: th.Tensor, chosen: th.Tensor) -> th.Tensor:
+        """Means (K,) by diffusion step; nan where a minibatch has none of it."""
+        sums = th.zeros(self.policy.actor.diffusion_steps, device=values.device)
+        counts = sums.index_add(0, chosen.flatten(), th.ones_like(values).flatten())
+        return sums.index_add(0, chosen.flatten(), values.flatten()) / counts
+
+    def learn(
+        self: SelfDiffPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DiffPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffPPO:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "DiffusionActorCriticPolicy") -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        if self.ent_coef_optimizer is not None:
+            return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
+        return state_dicts, tensors
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "ent_coef_optimizer"]

@@ -1,0 +1,274 @@
+"""Policies of DiffPPO: a diffusion actor and a value function that sees state, latent and diffusion step."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
+from sb3_diffusion.diffppo.buffers import ChainRecord
+from sb3_diffusion.diffusion import gaussian_log_prob, log_det_tanh, noising_log_prob, read_out, reverse_mean
+
+
+class ChainEvaluation(NamedTuple):
+    """
+    Chosen steps of given chains under the current policy, κ for each of B chains: ``values`` (B, κ), ``V(s, x^k, k)``;
+    ``log_prob`` (B, κ) of the decisions; ``log_ratios`` (B, κ), ``ℓ_k``; ``noising_log_prob`` (B, κ),
+    ``log π(x^k | x^{k-1})``; ``means`` and ``log_stds`` (B, κ, d) of the reverse kernels.
+    """
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    log_ratios: th.Tensor
+    noising_log_prob: th.Tensor
+    means: th.Tensor
+    log_stds: th.Tensor
+
+
+class DiffusionActorCriticPolicy(ActorCriticPolicy):
+    """
+    PPO's policy class with a diffusion actor (arXiv 2512.02019; docs/method.md, "DiffPPO"). Where SB3 speaks of the
+    log-probability of an action, this class speaks of chains: a diffusion policy has no exact one.
+
+    Parameters not listed are those of :class:`stable_baselines3.common.policies.ActorCriticPolicy`; the diffusion's own are
+    explained in :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says
+    otherwise.
+
+    :param squash_output: actions are ``tanh(a^0)``, rescaled to the box; else ``a^0`` itself, clipped to the box as PPO's are
+    :param log_std_init: initial log-scale of the read-out
+    :raises ValueError: for an argument out of range, and for ``use_sde=True``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        use_sde: bool = False,
+        log_std_init: float = 0.0,
+        full_std: bool = True,
+        use_expln: bool = False,
+        squash_output: bool = True,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        diffusion_steps: int = 4,
+        prior_std: float = 1.0,
+        kernel: str = "vp",
+        noise_schedule: str | Sequence[float] = "linear",
+        beta_min: float = 0.05,
+        beta_max: float = 0.2,
+        learn_schedule: bool = False,
+        learn_variance: bool = True,
+        state_dependent_readout: bool = True,
+    ) -> None:
+        self.diffusion_kwargs: dict[str, Any] = dict(
+            diffusion_steps=diffusion_steps,
+            prior_std=prior_std,
+            kernel=kernel,
+            noise_schedule=noise_schedule,
+            beta_min=beta_min,
+            beta_max=beta_max,
+            learn_schedule=learn_schedule,
+            learn_variance=learn_variance,
+            state_dependent_readout=state_dependent_readout,
+        )
+        if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
+            optimizer_kwargs = dict(eps=1e-5)  # SB3's choice for PPO, which it makes only where nothing is given
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch,
+            activation_fn,
+            ortho_init,
+            use_sde,
+            log_std_init,
+            full_std,
+            use_expln,
+            False,  # SB3 allows True with gSDE only
+            features_extractor_class,
+            features_extractor_kwargs,
+            share_features_extractor,
+            normalize_images,
+            optimizer_class,
+            fused_by_default(optimizer_class, optimizer_kwargs),
+        )
+        self._squash_output = squash_output
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Instead of SB3's networks: its ``_build`` would make, and count among the parameters, a Gaussian actor."""
+        arch = self.net_arch
+        actor_arch, critic_arch = (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
+        self.actor = DiffusionActor(
+            self.observation_space,
+            self.action_space,  # type: ignore[arg-type]
+            actor_arch,
+            self.pi_features_extractor,
+            self.features_dim,
+            self.activation_fn,
+            use_sde=self.use_sde,
+            normalize_images=self.normalize_images,
+            **self.diffusion_kwargs,
+        )
+        diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
+        self.critic = StepConditionedMLP(
+            self.features_dim, self.actor.action_dim, diffusion_steps, 1, critic_arch, self.activation_fn, prior_std
+        )
+        if self.ortho_init:
+            gains: dict[nn.Module, float] = {self.pi_features_extractor: np.sqrt(2), self.vf_features_extractor: np.sqrt(2)}
+            gains |= {self.actor.denoiser: np.sqrt(2), self.critic: np.sqrt(2)}
+            if self.actor.state_dependent_readout:
+                gains[self.actor.latent_pi] = np.sqrt(2)
+            if len(self.critic.body):
+                gains[self.critic.body[-1]] = 1
+            for module, gain in gains.items():
+                module.apply(partial(self.init_weights, gain=gain))
+            self.actor.denoiser.zero_output()
+        if self.actor.state_dependent_readout:
+            nn.init.constant_(self.actor.log_std.bias, self.log_std_init)  # type: ignore[attr-defined]
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _both_features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """The features for the actor and for the critic."""
+        features = self.extract_features(obs)
+        return features if isinstance(features, tuple) else (features, features)
+
+    def forward(  # type: ignore[override]
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, ChainRecord]:
+        """
+        What SB3 collects rollouts with.
+
+        :param obs: observations
+        :param deterministic: must be False: a mode has no chain; ``predict(obs, deterministic=True)`` finds it
+        :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s, x^k, k)`` (B, K); the chains
+        :raises ValueError: for ``deterministic=True``
+        """
+        if deterministic:
+            raise ValueError("deterministic=True: a mode has no chain; use predict(observation, deterministic=True)")
+        pi_features, vf_features = self._both_features(obs)
+        sample = self.actor.sample(pi_features)
+        end = read_out(sample.latents[0], sample.location, sample.log_scale)
+        chains = th.cat([end.unsqueeze(0), sample.latents[1:]]).transpose(0, 1)
+        steps = th.arange(1, self.actor.diffusion_steps + 1, device=end.device).expand(len(end), -1)
+        # The same function that training compares with, so that the first ratios are 1
+        evaluation = self.evaluate_chains(pi_features, vf_features, chains, steps)
+        actions = th.tanh(end) if self.squash_output else end
+        record = ChainRecord(chains, evaluation.log_prob, evaluation.log_ratios, evaluation.means, evaluation.log_stds)
+        return actions.reshape(-1, *self.action_space.shape), evaluation.values, record  # type: ignore[misc]
+
+    def evaluate_chains(
+        self, pi_features: th.Tensor, vf_features: th.Tensor, chains: th.Tensor, steps: th.Tensor
+    ) -> ChainEvaluation:
+        """
+        :param pi_features: (B, features_dim), the actor's
+        :param vf_features: (B, features_dim), the critic's
+        :param chains: (B, K + 1, d), ``a^0, x^1 … x^K``
+        :param steps: (B, κ), the steps k of each chain to evaluate
+        :return: values, log-probabilities and log-ratios of these steps
+        """
+        shape = steps.shape
+        rows, k = th.arange(shape[0], device=steps.device).repeat_interleave(shape[1]), steps.flatten()
+        latents, decisions = chains[rows, k], chains[rows, k - 1]
+        drift, log_scale = self.actor.denoise(self.actor.denoiser.condition(pi_features)[rows], latents, k)
+        tables = self.actor.schedule().at(k)
+        mean, log_std = reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
+        # The last decision is a^0 = m + c x^0, not x^0: an action was executed, whatever later read-outs make of x^0.
+        location, readout_log_scale = (head[rows] for head in self.actor.readout(pi_features))
+        last = (k == 1).unsqueeze(1)
+        mean = th.where(last, read_out(mean, location, readout_log_scale), mean)
+        log_std = th.where(last, log_std + readout_log_scale, log_std)
+        previous = th.where(last, (decisions - location) * (-readout_log_scale).exp(), decisions)
+        log_prob = gaussian_log_prob(decisions, mean, log_std)
+        noising = noising_log_prob(latents, previous, tables)
+        log_ratios = log_prob - noising
+        if self.squash_output:
+            log_ratios = log_ratios - th.where(last.squeeze(1), log_det_tanh(decisions), th.zeros_like(log_ratios))
+        values = self.critic(self.critic.condition(vf_features)[rows], latents, k)
+        values, log_prob, log_ratios, noising = (array.reshape(shape) for array in (values, log_prob, log_ratios, noising))
+        kernels = mean.reshape(*shape, -1), log_std.reshape(*shape, -1)
+        return ChainEvaluation(values, log_prob, log_ratios, noising, *kernels)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, None]:
+        """
+        Evaluates *chains*, not actions: the log-probability of an action alone is an integral over all chains that end in it.
+
+        :param obs: observations
+        :param actions: chains (B, K + 1, d), ``a^0, x^1 … x^K``, such as :meth:`forward` returns
+        :return: ``V(s, x^k, k)`` (B, K), log-probabilities of the K decisions (B, K), and None: no closed-form entropy exists
+        :raises ValueError: for anything but chains
+        """
+        wanted = (self.actor.diffusion_steps + 1, self.actor.action_dim)
+        if actions.dim() != 3 or actions.shape[1:] != wanted:
+            raise ValueError(
+                f"actions of shape {tuple(actions.shape)}: a diffusion policy evaluates chains of shape (B, {wanted[0]}, "
+                f"{wanted[1]}), as forward(obs) returns them; an action alone has no exact log-probability"
+            )
+        steps = th.arange(1, wanted[0], device=actions.device).expand(len(actions), -1)
+        evaluation = self.evaluate_chains(*self._both_features(obs), actions, steps)
+        return evaluation.values, evaluation.log_prob, None
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """:raises NotImplementedError: always; a diffusion policy has no distribution with an exact log-probability"""
+        raise NotImplementedError(
+            "A diffusion policy has no action distribution with an exact log-probability: use forward(obs) for chains, "
+            "evaluate_actions(obs, chains) for their log-probabilities, actor.action_log_prob(obs) for the path bound"
+        )
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations
+        :return: (B, 1), ``V(s, x^K, K)`` at a fresh sample of the prior
+        """
+        _, features = self._both_features(obs)
+        latents = self.actor.prior_std * th.randn(len(features), self.actor.action_dim, device=features.device)
+        return self.critic(self.critic.condition(features), latents, self.actor.diffusion_steps)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        features = self.actor.extract_features(observation, self.pi_features_extractor)
+        if deterministic:
+            end = self.actor.mode_before_squashing(features)
+        else:
+            sample = self.actor.sample(features)
+            end = read_out(sample.latents[0], sample.location, sample.log_scale)
+        return th.tanh(end) if self.squash_output else end
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        # SB3's own list leaves two of these out.
+        shared = self.share_features_extractor
+        data.update(self.diffusion_kwargs, squash_output=self.squash_output, share_features_extractor=shared)
+        return data
+
+
+MlpPolicy = DiffusionActorCriticPolicy
+
+
+class CnnPolicy(DiffusionActorCriticPolicy):
+    """:class:`DiffusionActorCriticPolicy` with ``NatureCNN`` as the default features extractor, for images."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+
+
+class MultiInputPolicy(DiffusionActorCriticPolicy):
+    """:class:`DiffusionActorCriticPolicy` with ``CombinedExtractor`` as the default features extractor: Dict observations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})

@@ -1,0 +1,473 @@
+"""DiffPPO: the augmented decision process, its losses, and what users of SB3's PPO expect."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import scatter_weights
+from envs_for_tests import AnyActionEnv, AnyObservationEnv, AsDict, SmallImageExtractor, StrictBoxEnv
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch.distributions import Normal
+
+from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
+from sb3_diffusion.diffppo.buffers import ChainRecord, ChainRolloutBuffer
+
+SMALL: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
+
+
+def make(env: Any = None, policy: Any = "MlpPolicy", policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DiffPPO:
+    env = StrictBoxEnv(low=[-3.0, 0.0], high=[5.0, 0.5]) if env is None else env
+    return DiffPPO(policy, env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **(SMALL | kwargs))
+
+
+def weights(model: DiffPPO) -> th.Tensor:
+    return th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+
+def collect(model: DiffPPO) -> DiffPPO:
+    """One rollout with weights far from their start, not yet trained on."""
+    scatter_weights(model.policy, 0.2)
+    n_epochs, model.n_epochs = model.n_epochs, 1
+    train, model.train = model.train, lambda: None  # type: ignore[method-assign]
+    model.learn(model.n_steps * model.n_envs)
+    model.train, model.n_epochs = train, n_epochs  # type: ignore[method-assign]
+    return model
+
+
+# --- The augmented decision process ---
+
+
+@pytest.mark.parametrize("squash_output", [True, False])
+@pytest.mark.parametrize("learn_schedule", [True, False])
+def test_ratios_are_one_on_the_first_minibatch(squash_output: bool, learn_schedule: bool) -> None:
+    model = collect(make(policy_kwargs=dict(squash_output=squash_output, learn_schedule=learn_schedule, beta_max=0.5)))
+    for data in model.rollout_buffer.get(8):
+        steps = model._choose_steps(8)
+        evaluation = model.policy.evaluate_chains(*model.policy._both_features(data.observations), data.old.chains, steps)
+        th.testing.assert_close(evaluation.log_prob, data.old.log_prob, rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(evaluation.values, data.old_values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("squash_output", [True, False])
+def test_chains_are_evaluated_as_their_kernels_define(squash_output: bool) -> None:
+    policy_kwargs = dict(squash_output=squash_output, diffusion_steps=3, prior_std=1.5, beta_max=0.6)
+    policy = collect(make(policy_kwargs=policy_kwargs)).policy
+    observations = th.randn(5, 3)
+    features = policy._both_features(observations)
+    with th.no_grad():
+        actions, _, record = policy(observations)
+        location, log_scale = policy.actor.readout(features[0])
+        tables = policy.actor.schedule()
+        for k in (1, 2, 3):
+            latents, decision = record.chains[:, k], record.chains[:, k - 1]
+            drift, g = policy.actor.denoise(policy.actor.denoiser.condition(features[0]), latents, k)
+            retain, std = tables.retain[k - 1], tables.noise_std[k - 1]
+            previous = decision if k > 1 else (decision - location) / log_scale.exp()
+            reverse = Normal(retain * latents + tables.drift_scale[k - 1] * drift, std * g.exp()).log_prob(previous).sum(1)
+            noising = Normal(retain * previous, std).log_prob(latents).sum(1)
+            log_prob, log_ratio = reverse, reverse - noising
+            if k == 1:
+                log_prob, log_ratio = log_prob - log_scale.sum(1), log_ratio - log_scale.sum(1)
+                if squash_output:
+                    log_ratio = log_ratio - th.log(1 - th.tanh(decision) ** 2).sum(1)
+            th.testing.assert_close(record.log_prob[:, k - 1], log_prob, rtol=1e-3, atol=1e-3)
+            th.testing.assert_close(record.log_ratios[:, k - 1], log_ratio, rtol=1e-3, atol=1e-3)
+        end = record.chains[:, 0]
+        th.testing.assert_close(actions, th.tanh(end) if squash_output else end)
+
+
+def filled_buffer(log_ratios: np.ndarray, values: np.ndarray, ent_coef: float) -> tuple[ChainRolloutBuffer, RolloutBuffer]:
+    """The same transitions in our buffer and in SB3's; arrays are (T, K)."""
+    length, n_levels = values.shape
+    space = spaces.Box(-1, 1, (2,))
+    ours, theirs = (c(length, space, space, gae_lambda=0.9, gamma=0.95) for c in (ChainRolloutBuffer, RolloutBuffer))
+    ours.ent_coef = ent_coef
+    rng = np.random.default_rng(0)
+    for t in range(length):
+        observation, action, reward, start = (
+            rng.normal(size=(1, 2)),
+            rng.normal(size=(1, 2)),
+            rng.normal(size=1),
+            [t in (0, 3)],
+        )
+        zeros = th.zeros(1, n_levels, 2)
+        record = ChainRecord(
+            th.zeros(1, n_levels + 1, 2), th.zeros(1, n_levels), th.tensor(log_ratios[t : t + 1]), zeros, zeros
+        )
+        ours.add(observation, action, reward, np.array(start), th.tensor(values[t : t + 1]), record)
+        theirs.add(observation, action, reward, np.array(start), th.tensor(values[t : t + 1, -1:]), th.zeros(1))
+    for buffer in (ours, theirs):
+        buffer.compute_returns_and_advantage(th.tensor([[0.7]]), np.array([False]))
+    return ours, theirs
+
+
+def test_without_log_ratios_advantages_are_those_of_the_environment() -> None:
+    rng = np.random.default_rng(1)
+    values = np.repeat(rng.normal(size=(6, 1)).astype(np.float32), 4, axis=1)
+    ours, theirs = filled_buffer(np.zeros((6, 4), np.float32), values, ent_coef=0.5)
+    for k in range(4):
+        np.testing.assert_allclose(ours.advantages[..., k], theirs.advantages, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours.returns[..., k], theirs.returns, rtol=1e-5, atol=1e-6)
+
+
+def test_advantages_equal_those_of_the_serial_augmented_decision_process() -> None:
+    rng = np.random.default_rng(2)
+    values, log_ratios = (rng.normal(size=(6, 3)).astype(np.float32) for _ in range(2))
+    ours, _ = filled_buffer(log_ratios, values, ent_coef=0.5)
+    rewards = np.random.default_rng(0)
+    env_rewards, starts = [], [0, 3]
+    for _ in range(6):
+        rewards.normal(size=(1, 2)), rewards.normal(size=(1, 2))
+        env_rewards.append(float(rewards.normal(size=1)[0]))
+    # One decision after the other, from the end: (t, k) with k = K … 1
+    next_value, carried = 0.7, 0.0
+    for t in reversed(range(6)):
+        alive = 0.0 if t + 1 in starts else 1.0
+        for k in (1, 2, 3):
+            gamma, decay = (0.95 * alive, 0.95 * 0.9 * alive) if k == 1 else (1.0, 1.0)
+            reward = (env_rewards[t] if k == 1 else 0.0) - 0.5 * log_ratios[t, k - 1]
+            carried = reward + gamma * next_value - values[t, k - 1] + decay * carried
+            next_value = values[t, k - 1]
+            assert ours.advantages[t, 0, k - 1] == pytest.approx(carried, rel=1e-4, abs=1e-4)
+
+
+def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPPO: the update does not depend on any log-ratio or density of the noising kernel."""
+    runs = []
+    for changed in (False, True):
+        model = collect(make(ent_coef=0.0))
+        if changed:
+            model.rollout_buffer.record["log_ratios"] += 7.0
+            evaluate = model.policy.evaluate_chains
+
+            def changed_evaluation(*args: Any, evaluate: Any = evaluate) -> Any:
+                result = evaluate(*args)
+                return result._replace(log_ratios=result.log_ratios * 3, noising_log_prob=result.noising_log_prob * 5)
+
+            monkeypatch.setattr(model.policy, "evaluate_chains", changed_evaluation)
+        np.random.seed(0)
+        model.train()
+        runs.append(weights(model))
+    assert th.equal(*runs)
+    model = collect(make(ent_coef=0.3))
+    np.random.seed(0)
+    model.train()
+    assert not th.equal(weights(model), runs[0])
+
+
+def test_the_gradient_is_that_of_the_path_entropy() -> None:
+    """
+    One state, rewards of zero: the policy gradient with the noising kernel's own part, against finite differences of the mean
+    log-ratio on the same random numbers. Without that part the first component would be wrong by 0.9.
+    """
+    model = make(policy_kwargs=dict(diffusion_steps=2))
+    scatter_weights(model.policy, 0.3)
+    policy, n, seeds = model.policy, 100_000, (0, 1, 2, 3)
+    observations, steps = th.zeros(n, 3), th.tensor([[1, 2]]).expand(n, -1)
+    parameters = [policy.actor.mu.bias, policy.actor.denoiser.body[-1].bias]  # type: ignore[union-attr]
+
+    @th.no_grad()
+    def chains(seed: int) -> ChainRecord:
+        th.manual_seed(seed)
+        return policy(observations)[2]
+
+    ours = th.zeros(4)
+    for seed in seeds:
+        record = chains(seed)
+        evaluation = policy.evaluate_chains(*policy._both_features(observations), record.chains, steps)
+        # Minus the advantage: what is to come from decision k on, with its mean as the baseline
+        to_come = record.log_ratios.cumsum(dim=1)
+        loss = (evaluation.log_prob * (to_come - to_come.mean(dim=0)) - evaluation.noising_log_prob).sum(dim=1).mean()
+        ours += th.cat([gradient[:2] for gradient in th.autograd.grad(loss, parameters)]) / len(seeds)  # type: ignore[arg-type]
+    expected = []
+    for parameter in parameters:
+        for i in range(2):
+            means = []
+            for shift in (0.02, -0.04, 0.02):
+                with th.no_grad():
+                    parameter[i] += shift  # type: ignore[index]
+                means.append(float(chains(0).log_ratios.sum(dim=1).mean()))
+            expected.append((means[0] - means[1]) / 0.04)
+    assert ours.tolist() == pytest.approx(expected, abs=0.12)
+
+
+def test_a_time_limit_is_bootstrapped_and_a_termination_is_not() -> None:
+    class OneReward(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,))
+
+        def __init__(self, truncates: bool) -> None:
+            self.truncates = truncates
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 1.0, not self.truncates, self.truncates, {}
+
+    returns = []
+    for truncates in (False, True):
+        model = make(OneReward(truncates), ent_coef=0.0, n_steps=8)
+        with th.no_grad():
+            model.policy.critic.body[-1].bias.fill_(10.0)  # type: ignore[union-attr, operator]
+            model.policy.critic.body[-1].weight.zero_()  # type: ignore[union-attr, operator]
+        model.train = lambda: None  # type: ignore[method-assign]
+        model.learn(8)
+        returns.append(model.rollout_buffer.returns.mean())
+    assert returns == pytest.approx([1.0, 1.0 + 0.99 * 10.0], rel=1e-4)
+
+
+# --- Temperature ---
+
+
+def test_a_scheduled_temperature_is_annealed_and_a_learned_one_moves_towards_its_target() -> None:
+    seen: list[float] = []
+
+    class Recorder(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            seen.append(self.model.rollout_buffer.ent_coef)  # type: ignore[attr-defined]
+
+        def _on_step(self) -> bool:
+            return True
+
+    for ent_coef in (lambda progress: 0.4 * progress, "lin_0.4"):
+        seen.clear()
+        make(ent_coef=ent_coef).learn(48, callback=Recorder())
+        assert seen == pytest.approx([0.4, 0.4 * 2 / 3, 0.4 / 3], rel=1e-5)
+    for target_entropy, direction in ((-50.0, -1), (50.0, 1)):
+        model = make(ent_coef="auto_0.1", target_entropy=target_entropy, learning_rate=0.01).learn(48)
+        assert model.log_ent_coef is not None
+        assert direction * (model.log_ent_coef.item() - math.log(0.1)) > 0.01
+    assert make(ent_coef="auto")._target_entropy == -2.0
+
+
+# --- SB3's surface ---
+
+
+def test_the_same_seed_gives_the_identical_run_and_another_one_does_not() -> None:
+    runs = [weights(make(seed=seed).learn(32)) for seed in (0, 0, 1)]
+    assert th.equal(runs[0], runs[1]) and not th.equal(runs[0], runs[2])
+
+
+def test_every_weight_is_trained() -> None:
+    model = make()
+    before = {name: value.clone() for name, value in model.policy.named_parameters()}
+    model.learn(64)
+    assert all(not th.equal(before[name], value) for name, value in model.policy.named_parameters())
+
+
+@pytest.mark.parametrize("latents_per_state", [1, 2, None])
+@pytest.mark.parametrize("diffusion_steps", [2, 5])
+def test_as_many_optimizer_steps_as_in_ppo(
+    latents_per_state: int | None, diffusion_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(latents_per_state=latents_per_state, policy_kwargs=dict(diffusion_steps=diffusion_steps))
+    steps = []
+    step = model.policy.optimizer.step
+    monkeypatch.setattr(model.policy.optimizer, "step", lambda: (steps.append(1), step()))
+    model.learn(32)
+    assert len(steps) == 2 * 2 * 2  # rollouts, epochs, minibatches
+    chosen = model._choose_steps(50)
+    assert chosen.shape == (50, latents_per_state or diffusion_steps)
+    assert all(len(set(row)) == len(row) and set(row) <= set(range(1, diffusion_steps + 1)) for row in chosen.tolist())
+
+
+def test_several_normalized_environments_train() -> None:
+    env = VecNormalize(make_vec_env(StrictBoxEnv, n_envs=3))
+    model = make(env, batch_size=12).learn(96)
+    assert model.num_timesteps == 96 and th.isfinite(weights(model)).all()
+
+
+def test_dict_and_image_observations_train() -> None:
+    image = AnyObservationEnv(spaces.Box(0, 255, (12, 12, 3), np.uint8))
+    extractor = dict(features_extractor_class=SmallImageExtractor)
+    for share in (True, False):
+        model = make(image, "CnnPolicy", policy_kwargs=extractor | dict(share_features_extractor=share)).learn(32)
+        assert th.isfinite(weights(model)).all()
+    model = make(AsDict(StrictBoxEnv()), "MultiInputPolicy").learn(32)
+    assert model.predict(model.observation_space.sample())[0].shape == model.action_space.shape
+
+
+def test_a_small_target_kl_stops_an_update_early() -> None:
+    full = make(n_epochs=5, learning_rate=0.01).learn(16)
+    early = make(n_epochs=5, learning_rate=0.01, target_kl=1e-6).learn(16)
+    assert early._n_updates < full._n_updates == 5
+
+
+def test_a_clipped_value_function_and_schedules_train() -> None:
+    model = make(clip_range=lambda p: 0.2 * p, clip_range_vf=0.1, learning_rate=lambda p: 1e-3 * p, normalize_advantage=False)
+    assert th.isfinite(weights(model.learn(48))).all()
+    assert model.policy.optimizer.param_groups[0]["lr"] < 1e-3
+
+
+def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
+    keys: set[str] = set()
+
+    class Recorder(BaseCallback):
+        def _on_step(self) -> bool:
+            values = {key: value for key, value in self.logger.name_to_value.items() if key.startswith("train/")}
+            assert all(math.isfinite(value) for value in values.values()), values
+            keys.update(values)
+            return True
+
+    make(clip_range_vf=0.2, ent_coef="auto").learn(48, callback=Recorder(), log_interval=100, progress_bar=False)
+    expected = {
+        "entropy_loss",
+        "policy_gradient_loss",
+        "value_loss",
+        "approx_kl",
+        "clip_fraction",
+        "loss",
+        "explained_variance",
+    }
+    expected |= {"n_updates", "clip_range", "clip_range_vf", "path_entropy", "ent_coef", "learning_rate"}
+    expected |= {f"{name}_{k}" for name in ("approx_kl", "clip_fraction") for k in (1, 2, 3, 4)}
+    assert keys == {f"train/{key}" for key in expected}
+
+
+def test_tensorboard_and_callbacks_work(tmp_path: Path) -> None:
+    callbacks = [
+        EvalCallback(
+            StrictBoxEnv(low=[-3.0, 0.0], high=[5.0, 0.5]), best_model_save_path=str(tmp_path), eval_freq=16, verbose=0
+        ),
+        CheckpointCallback(16, str(tmp_path)),
+    ]
+    make(tensorboard_log=str(tmp_path)).learn(32, callback=callbacks)  # type: ignore[arg-type]
+    assert (tmp_path / "best_model.zip").exists() and (tmp_path / "rl_model_32_steps.zip").exists()
+    assert list((tmp_path / "DiffPPO_1").glob("events*"))
+    assert th.isfinite(weights(DiffPPO.load(tmp_path / "best_model.zip", device="cpu"))).all()
+
+
+@pytest.mark.parametrize("ent_coef", [0.01, "auto_0.1", "lin_0.1"])
+def test_a_loaded_model_predicts_the_same_and_goes_on_training(tmp_path: Path, ent_coef: Any) -> None:
+    model = make(ent_coef=ent_coef).learn(32)
+    model.save(tmp_path / "model.zip")
+    loaded = DiffPPO.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
+    observation = np.ones((4, 3), np.float32)
+    np.testing.assert_array_equal(
+        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
+    )
+    runs = []
+    for one in (model, loaded):
+        one.set_random_seed(3)
+        one.learn(32, reset_num_timesteps=True)
+        runs.append(weights(one))
+    assert th.equal(*runs)
+    if ent_coef == "auto_0.1":
+        assert loaded.log_ent_coef.item() == model.log_ent_coef.item() != math.log(0.1)  # type: ignore[union-attr]
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    model.save(tmp_path / "model.zip")
+    earlier = (tmp_path / "model.zip").read_bytes()
+    monkeypatch.setattr(PPO, "get_parameters", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == earlier and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_policy_survives_cloudpickle_and_its_own_save(tmp_path: Path) -> None:
+    policy = make(policy_kwargs=dict(diffusion_steps=3, squash_output=False, share_features_extractor=False)).learn(16).policy
+    observation = np.ones((4, 3), np.float32)
+    expected = policy.predict(observation, deterministic=True)[0]
+    policy.save(str(tmp_path / "policy.pt"))
+    loaded = DiffusionActorCriticPolicy.load(str(tmp_path / "policy.pt"), device="cpu")
+    for other in (loaded, cloudpickle.loads(cloudpickle.dumps(policy))):
+        np.testing.assert_array_equal(other.predict(observation, deterministic=True)[0], expected)
+
+
+@pytest.mark.parametrize("squash_output", [True, False])
+def test_actions_lie_in_boxes_of_any_bounds_and_shape(squash_output: bool) -> None:
+    space = spaces.Box(np.array([[-1.0, 2.0], [0.0, -7.0]], np.float32), np.array([[1.0, 3.0], [0.1, 7.0]], np.float32))
+    model = make(AnyActionEnv(space), policy_kwargs=dict(squash_output=squash_output)).learn(32)
+    for deterministic in (True, False):
+        actions = model.predict(np.stack([model.observation_space.sample() for _ in range(20)]), deterministic=deterministic)[
+            0
+        ]
+        assert actions.shape == (20, 2, 2) and all(space.contains(action) for action in actions)
+
+
+def test_a_deterministic_prediction_depends_on_its_observation_alone() -> None:
+    model = collect(make())
+    observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    together = model.predict(observations, deterministic=True)[0]
+    state = th.get_rng_state()
+    alone = np.stack([model.predict(observation, deterministic=True)[0] for observation in observations])
+    assert th.equal(state, th.get_rng_state())
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+    assert np.ptp(together, axis=0).min() > 1e-3
+
+
+# --- What cannot be given ---
+
+
+def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() -> None:
+    policy = make().policy
+    observations = th.zeros(4, 3)
+    with pytest.raises(NotImplementedError, match="evaluate_actions"):
+        policy.get_distribution(observations)
+    with pytest.raises(ValueError, match=r"\(4, 2\).*chains of shape \(B, 5, 2\)"):
+        policy.evaluate_actions(observations, th.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"predict\(observation, deterministic=True\)"):
+        policy(observations, deterministic=True)
+    values, log_prob, entropy = policy.evaluate_actions(observations, policy(observations)[2].chains)
+    assert values.shape == log_prob.shape == (4, 4) and entropy is None
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("ent_coef", -0.1), ("ent_coef", "linear"), ("ent_coef", "lin_"), ("ent_coef", "auto_0"), ("ent_coef", float("nan")),
+        ("target_entropy", "low"), ("latents_per_state", 0), ("latents_per_state", 5), ("latents_per_state", 1.5),
+        ("n_steps", 0), ("n_epochs", 0), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0), ("vf_coef", -1.0),
+        ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True), ("rollout_buffer_class", RolloutBuffer),
+    ],
+)  # fmt: skip
+def test_an_argument_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises((ValueError, AssertionError), match=name):  # SB3 itself asserts for n_steps
+        make(**{name: value})
+
+
+def test_spaces_and_policies_without_a_diffusion_are_refused() -> None:
+    class Discrete(StrictBoxEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Discrete(3)
+
+    with pytest.raises(AssertionError, match=r"only supports .*Box.* as action spaces but Discrete"):
+        make(Discrete())
+    with pytest.raises(ValueError, match=r"ActorCriticPolicy.*no diffusion actor"):
+        from stable_baselines3.common.policies import ActorCriticPolicy
+
+        make(policy=ActorCriticPolicy)
+    for name, value in (("diffusion_steps", 0), ("prior_std", -1.0), ("noise_schedule", "square"), ("use_sde", True)):
+        with pytest.raises(ValueError, match=name):
+            make(policy_kwargs={name: value})
+
+
+# --- Learning ---
+
+
+@pytest.mark.slow
+def test_both_modes_of_the_bandit_are_kept_at_the_exact_density() -> None:
+    from sb3_diffusion.envs import BimodalBandit
+    from sb3_diffusion.evaluation import sample_actions, total_variation
+
+    env = make_vec_env("BimodalBandit-v0", n_envs=8, seed=0, vec_env_cls=DummyVecEnv)
+    model = DiffPPO(
+        "MlpPolicy", env, n_steps=64, batch_size=128, n_epochs=5, learning_rate=1e-3, seed=0, device="cpu",
+        ent_coef=lambda progress: max(0.1, 0.1 ** (1.5 * (1 - progress))),
+    ).learn(60_000)  # fmt: skip
+    actions = sample_actions(model, np.zeros(1, np.float32), 20_000)[:, 0]
+    assert 0.3 < (actions > 0).mean() < 0.7
+    assert total_variation(actions, BimodalBandit().reward, 0.1) < 0.2
