@@ -168,7 +168,7 @@ def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.Monkey
 def test_the_gradient_is_that_of_the_path_entropy() -> None:
     """
     One state, rewards of zero: the policy gradient with the noising kernel's own part, against finite differences of the mean
-    log-ratio on the same random numbers. Without that part the first component would be wrong by 0.9.
+    log-ratio on the same random numbers.
     """
     model = make(policy_kwargs=dict(diffusion_steps=2))
     scatter_weights(model.policy, 0.3)
