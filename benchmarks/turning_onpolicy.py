@@ -6,8 +6,8 @@ Does an on-policy diffusion policy keep two equally good turns? DiffPPO with an 
 
 60 000 steps in 8 environments, 128 steps a rollout, batch 256, 5 epochs, learning rate 1e-3, γ = 0.9, networks of 64 x 64,
 K = 4. The temperature falls geometrically from 0.5 to 0.02 in the first two thirds. Every run leaves one JSON (metrics,
-settings, commit, versions) and sampled actions in ``benchmarks/results/multimodal/turning-onpolicy/``; all of them make the CSV
-and the picture. A finished run is skipped. One run uses one thread.
+settings, commit, versions) and sampled actions in ``benchmarks/results/multimodal/turning-onpolicy/``; all of them make the
+CSV and the picture. A finished run is skipped. One run uses one thread.
 """
 
 import argparse

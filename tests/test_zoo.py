@@ -9,6 +9,7 @@ import gymnasium as gym
 import pytest
 import rl_zoo3
 import yaml
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file, register, with_hyperparameter_file
 
@@ -59,8 +60,9 @@ def test_every_entry_constructs_its_algorithm(algo: str, env_id: str) -> None:
     except ImportError as error:
         pytest.skip(f"{env_id} is not installed: {error}")
     arguments = {key: value for key, value in hyperparameters(algo)[env_id].items() if key not in ZOO_KEYS}
-    # Memory for a replay buffer is not what is tested.
-    model = ALGORITHMS[algo](env=env, device="cpu", **(arguments | {"buffer_size": 1}))
+    if issubclass(ALGORITHMS[algo], OffPolicyAlgorithm):
+        arguments["buffer_size"] = 1  # Memory for a replay buffer is not what is tested.
+    model = ALGORITHMS[algo](env=env, device="cpu", **arguments)
     model.predict(env.reset()[0])
 
 
