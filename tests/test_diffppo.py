@@ -430,7 +430,8 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
         ("ent_coef", -0.1), ("ent_coef", "linear"), ("ent_coef", "lin_"), ("ent_coef", "auto_0"), ("ent_coef", float("nan")),
         ("target_entropy", "low"), ("latents_per_state", 0), ("latents_per_state", 5), ("latents_per_state", 1.5),
         ("n_steps", 0), ("n_epochs", 0), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0),
-        ("vf_coef", -1.0), ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True), ("rollout_buffer_class", RolloutBuffer),
+        ("vf_coef", -1.0), ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True),
+        ("rollout_buffer_class", RolloutBuffer),
     ],
 )  # fmt: skip
 def test_an_argument_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
