@@ -23,6 +23,19 @@ def _interval_masses(reward_fn: RewardFunction, temperature: float, edges: np.nd
     return half_widths * (np.exp((rewards - largest) / temperature) @ weights), largest
 
 
+def log_partition(reward_fn: RewardFunction, temperature: float) -> float:
+    """
+    ``log Z = log ∫ exp(r(a) / τ) da`` over [-1, 1] by quadrature; τ log Z is the soft value of a one-step problem.
+
+    :param reward_fn: reward of an array of actions, of the same shape
+    :param temperature: τ, in units of reward per nat, above 0
+    :return: log Z
+    :raises ValueError: for a temperature that is not a positive number
+    """
+    masses, largest = _interval_masses(reward_fn, temperature, np.linspace(-1.0, 1.0, 401))
+    return float(np.log(masses.sum()) + largest / temperature)
+
+
 def _check_samples(samples: npt.ArrayLike) -> np.ndarray:
     flat = np.asarray(samples, dtype=np.float64).ravel()
     if flat.size == 0:
@@ -55,8 +68,8 @@ def boltzmann_density(reward_fn: RewardFunction, temperature: float, grid: npt.A
     :return: the density (per unit of action), of the grid's shape
     :raises ValueError: for a temperature that is not a positive number
     """
-    masses, largest = _interval_masses(reward_fn, temperature, np.linspace(-1.0, 1.0, 401))
-    return np.exp((reward_fn(np.asarray(grid, dtype=np.float64)) - largest) / temperature) / masses.sum()
+    log_z = log_partition(reward_fn, temperature)
+    return np.exp(reward_fn(np.asarray(grid, dtype=np.float64)) / temperature - log_z)
 
 
 def total_variation(samples: npt.ArrayLike, reward_fn: RewardFunction, temperature: float, n_bins: int = 40) -> float:
