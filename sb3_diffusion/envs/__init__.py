@@ -1,14 +1,18 @@
-"""Environments with several equally good actions, registered with Gymnasium when this module is imported."""
+"""Environments with several equally good actions, registered with Gymnasium on import, and the augmented MDP."""
 
 import gymnasium as gym
 
+from sb3_diffusion.envs.augmented_mdp import AugmentedMDP
 from sb3_diffusion.envs.bimodal_bandit import BimodalBandit
+from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
+from sb3_diffusion.envs.turning_gmm import TurningGMM
 
-__all__ = ["BimodalBandit", "TurningDoubleWell"]
+__all__ = ["AugmentedMDP", "BimodalBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
 
-# Gymnasium warns when a name is registered twice, as a reload of this module would.
-if "BimodalBandit-v0" not in gym.registry:
-    gym.register("BimodalBandit-v0", entry_point="sb3_diffusion.envs:BimodalBandit")
-if "TurningDoubleWell-v0" not in gym.registry:
-    gym.register("TurningDoubleWell-v0", entry_point="sb3_diffusion.envs:TurningDoubleWell", max_episode_steps=200)
+# By name, the number of steps after which an episode is truncated
+HORIZONS = {"BimodalBandit": None, "MultiGoal2D": MultiGoal2D.HORIZON, "TurningDoubleWell": 200, "TurningGMM": 200}
+for name, horizon in HORIZONS.items():
+    # Gymnasium warns when a name is registered twice, as a reload of this module would.
+    if f"{name}-v0" not in gym.registry:
+        gym.register(f"{name}-v0", entry_point=f"sb3_diffusion.envs:{name}", max_episode_steps=horizon)

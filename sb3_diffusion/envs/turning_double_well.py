@@ -1,21 +1,20 @@
 """TurningDoubleWell, the paper's environment in which left and right are equally good everywhere."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
+
+from sb3_diffusion.envs.turning import TurningEnv, heading_vectors
 
 
-def _heading_vectors() -> np.ndarray:
-    angles = np.deg2rad(45.0 * np.arange(8))
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+def _eight_headings() -> np.ndarray:
+    vectors = heading_vectors(45.0 * np.arange(8))
     vectors.setflags(write=False)
     return vectors
 
 
-class TurningDoubleWell(gym.Env[np.ndarray, np.ndarray]):
+class TurningDoubleWell(TurningEnv):
     """
     A walker in the plane that sees its heading and chooses a turn (arXiv 2512.02019).
 
@@ -30,14 +29,7 @@ class TurningDoubleWell(gym.Env[np.ndarray, np.ndarray]):
     """
 
     #: Unit vectors of the eight headings 0°, 45° … 315°, shape (8, 2): every observation there is.
-    HEADINGS: ClassVar[np.ndarray] = _heading_vectors()
-
-    def __init__(self) -> None:
-        self.action_space = spaces.Box(-1.0, 1.0, (1,))
-        self.observation_space = spaces.Box(-1.0, 1.0, (2,))
-        # An index instead of an angle: headings stay the same eight however many turns are added up.
-        self._heading = 0
-        self._position = np.zeros(2)
+    HEADINGS: ClassVar[np.ndarray] = _eight_headings()
 
     @staticmethod
     def reward(actions: npt.ArrayLike) -> np.ndarray:
@@ -52,21 +44,8 @@ class TurningDoubleWell(gym.Env[np.ndarray, np.ndarray]):
         inside = straight + (1 - straight) * (1 - (1 - x / optimum) ** 2)
         return np.where(x <= optimum, inside, 1 - ((x - optimum) / (1 - optimum)) ** 2)
 
-    def _observation(self) -> np.ndarray:
-        return self.HEADINGS[self._heading].copy()
+    def _first_heading(self) -> float:
+        return 45.0 * int(self.np_random.integers(8))
 
-    def _info(self) -> dict[str, Any]:
-        return {"heading": 45.0 * self._heading, "position": self._position.copy()}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._heading = int(self.np_random.integers(8))
-        self._position = np.zeros(2)
-        return self._observation(), self._info()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        direction = 1 if action[0] >= 0 else -1
-        self._heading = (self._heading + direction) % 8
-        self._position += self.HEADINGS[self._heading]
-        info = self._info() | {"turn": 45.0 * direction}
-        return self._observation(), float(self.reward(action[0])), False, False, info
+    def _turn(self, action: float) -> tuple[float, float]:
+        return 45.0 if action >= 0 else -45.0, float(self.reward(action))

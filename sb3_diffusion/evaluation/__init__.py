@@ -1,14 +1,40 @@
 """Does a policy keep several solutions, and does it hold them in the right proportion?"""
 
-from sb3_diffusion.evaluation.density import boltzmann_density, histogram_entropy, total_variation
-from sb3_diffusion.evaluation.mode_coverage import TurnMass, sample_actions, turn_mass
-from sb3_diffusion.evaluation.plots import plot_density, plot_turns
+from sb3_diffusion.evaluation.bound_tightness import BoundTightness, bound_tightness
+from sb3_diffusion.evaluation.density import (
+    boltzmann_density,
+    histogram_entropy,
+    kl_divergence,
+    log_partition,
+    total_variation,
+)
+from sb3_diffusion.evaluation.mode_coverage import (
+    GoalCoverage,
+    MixtureDivergence,
+    TurnMass,
+    goal_coverage,
+    mixture_divergence,
+    normalised_entropy,
+    sample_actions,
+    turn_mass,
+)
+from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
 
 __all__ = [
+    "BoundTightness",
+    "GoalCoverage",
+    "MixtureDivergence",
     "TurnMass",
     "boltzmann_density",
+    "bound_tightness",
+    "goal_coverage",
     "histogram_entropy",
+    "kl_divergence",
+    "log_partition",
+    "mixture_divergence",
+    "normalised_entropy",
     "plot_density",
+    "plot_goals",
     "plot_turns",
     "sample_actions",
     "total_variation",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.evaluation.density import RewardFunction, boltzmann_density, total_variation
 
@@ -80,4 +81,40 @@ def plot_turns(actions: Mapping[str, np.ndarray]) -> Figure:
         panel.set_xlabel("turn in degrees")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles + right.get_lines(), [*labels, "exact reward"], loc="outside upper center", ncols=len(labels) + 1)
+    return figure
+
+
+def plot_goals(trajectories: Mapping[str, np.ndarray], n_shown: int = 60) -> Figure:
+    """
+    Rollouts in MultiGoal2D over its reward landscape ``- min_g |p - g|²``, one panel for each policy.
+
+    :param trajectories: by the name of the policy, positions as :func:`goal_coverage` returns them, shape (n, steps, 2)
+    :param n_shown: how many of them to draw
+    :return: the figure; save it with ``figure.savefig(path)``
+    :raises ValueError: if an array does not hold trajectories in the plane
+    """
+    from matplotlib.figure import Figure
+
+    for name, array in trajectories.items():
+        if np.ndim(array) != 3 or np.shape(array)[2] != 2:
+            raise ValueError(f"trajectories[{name!r}] has shape {np.shape(array)}; allowed: (n, steps, 2)")
+    grid = np.linspace(-MultiGoal2D.BOUND, MultiGoal2D.BOUND, 141)
+    landscape = -MultiGoal2D.squared_distances(np.stack(np.meshgrid(grid, grid), axis=-1)).min(axis=-1)
+    n_columns = min(4, len(trajectories))
+    n_rows = -(-len(trajectories) // n_columns)
+    figure = Figure(figsize=(3.4 * n_columns + 0.8, 3.5 * n_rows), dpi=120, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for panel in panels.flat[len(trajectories) :]:
+        panel.axis("off")
+    used = list(panels.flat[: len(trajectories)])
+    for panel, (name, array) in zip(used, trajectories.items(), strict=True):
+        contours = panel.contourf(grid, grid, landscape, levels=16, cmap="Greys_r", vmin=-60)
+        for trajectory in array[:n_shown]:
+            panel.plot(*trajectory.T, color="tab:blue", linewidth=0.8, alpha=0.5, marker=".", markersize=2)
+        panel.scatter(*MultiGoal2D.GOALS.T, marker="*", s=90, color="tab:red", zorder=3)
+        panel.set_title(name)
+        panel.set_aspect("equal")
+        panel.set_xticks([-5, 0, 5])
+        panel.set_yticks([-5, 0, 5])
+    figure.colorbar(contours, ax=used, label="reward of a position", shrink=0.8)
     return figure
