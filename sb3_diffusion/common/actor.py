@@ -17,6 +17,8 @@ from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
     NoiseSchedule,
+    gaussian_log_prob,
+    log_det_tanh,
     log_ratio,
     make_betas,
     noising_step,
@@ -27,6 +29,7 @@ from sb3_diffusion.diffusion import (
     reverse_step,
     sample_chain,
     sample_end,
+    sample_latents,
     squashed_readout,
 )
 
@@ -45,9 +48,9 @@ class PolicySample(NamedTuple):
     """
     A batch of sampled chains and what they end in.
 
-    ``actions`` (B, d) in [-1, 1]; ``latents`` (K + 1, B, d), ``x^0 … x^K``; ``log_ratios`` (K, B), ``ℓ_1 … ℓ_K`` in nats, the
-    first with the read-out's term; ``path_log_prob`` (B,), ``log p(x^K) + Σ_k ℓ_k``, whose mean is minus the path entropy;
-    ``location`` and ``log_scale`` of the read-out, (B, d) each.
+    ``actions`` (B, d), in [-1, 1] if squashed; ``latents`` (K + 1, B, d), ``x^0 … x^K``; ``log_ratios`` (K, B),
+    ``ℓ_1 … ℓ_K`` in nats, the first with the read-out's term; ``path_log_prob`` (B,), ``log p(x^K) + Σ_k ℓ_k``, whose mean is
+    minus the path entropy; ``location`` and ``log_scale`` of the read-out, (B, d) each.
     """
 
     actions: th.Tensor
@@ -58,11 +61,24 @@ class PolicySample(NamedTuple):
     log_scale: th.Tensor
 
 
+class StepKernels(NamedTuple):
+    """
+    Both kernels at κ steps of each of B chains: ``mean`` and ``log_std`` (B, κ, d) of the reverse kernel, without a gradient;
+    its log-density ``log_prob`` (B, κ) of the chain's decision, and ``noising_log_prob`` (B, κ), ``log π(x^k | x^{k-1})``, in
+    nats.
+    """
+
+    mean: th.Tensor
+    log_std: th.Tensor
+    log_prob: th.Tensor
+    noising_log_prob: th.Tensor
+
+
 class DiffusionActor(Actor):
     """
-    A squashed diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is
-    the action. With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained
-    diffusion *is* SAC's squashed Gaussian. Source: arXiv 2512.02019; docs/method.md.
+    A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
+    With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion
+    *is* SAC's squashed Gaussian. Source: arXiv 2512.02019; docs/method.md.
 
     Parameters not listed are those of :class:`stable_baselines3.sac.policies.Actor`.
 
@@ -75,6 +91,7 @@ class DiffusionActor(Actor):
     :param learn_schedule: learn one β per step and action dimension, starting from the schedule
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
+    :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
@@ -106,6 +123,7 @@ class DiffusionActor(Actor):
         learn_schedule: bool = False,
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
+        squash_output: bool = True,
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
@@ -127,6 +145,7 @@ class DiffusionActor(Actor):
             clip_mean,
             normalize_images,
         )
+        self._squash_output = squash_output
         self.diffusion_steps = diffusion_steps
         self.prior_std = prior_std
         self.diffusion_kwargs: dict[str, Any] = dict(
@@ -139,6 +158,7 @@ class DiffusionActor(Actor):
             learn_schedule=learn_schedule,
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
+            squash_output=squash_output,
         )
         self.learn_variance = learn_variance
         self.state_dependent_readout = state_dependent_readout
@@ -208,6 +228,13 @@ class DiffusionActor(Actor):
         drift, log_scale = heads.split(self.action_dim, dim=-1)
         return drift, log_scale
 
+    def squash(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: (…, d), ``a^0``
+        :return: (…, d), what the policy returns: through tanh if squashed
+        """
+        return th.tanh(actions) if self.squash_output else actions
+
     def _chain_noise(self, features: th.Tensor) -> th.Tensor:
         return th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
 
@@ -216,12 +243,70 @@ class DiffusionActor(Actor):
         The actions of :meth:`sample` alone, for the same random numbers.
 
         :param features: (B, features_dim)
-        :return: (B, d) in [-1, 1]
+        :return: (B, d), in [-1, 1] if squashed
         """
         condition, noise = self.denoiser.condition(features), self._chain_noise(features)
         end = sample_end(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
-        return th.tanh(read_out(end, location, log_scale))
+        return self.squash(read_out(end, location, log_scale))
+
+    def sample_chains(self, features: th.Tensor) -> th.Tensor:
+        """
+        The chains of :meth:`sample` for the same random numbers, as sequences of decisions: the last one is the action before
+        it is squashed, ``a^0 = m + c x^0``. It stays what was done, whatever later read-outs make of ``x^0``.
+
+        :param features: (B, features_dim)
+        :return: (B, K + 1, d), ``a^0, x^1 … x^K``
+        """
+        condition, noise = self.denoiser.condition(features), self._chain_noise(features)
+        latents = sample_latents(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
+        latents[0] = read_out(latents[0], *self.readout(features))
+        return th.stack(latents, dim=1)
+
+    def evaluate_decisions(
+        self, features: th.Tensor, latents: th.Tensor, decisions: th.Tensor, steps: th.Tensor
+    ) -> StepKernels:
+        """
+        Both kernels at chosen steps of given chains. The reverse kernel of step 1 is that of ``a^0``, and the noising kernel
+        sees ``x^0 = (a^0 - m) / c``, so both depend on the read-out.
+
+        :param features: (B, features_dim)
+        :param latents: (B, κ, d), ``x^k``
+        :param decisions: (B, κ, d), ``x^{k-1}``, for k = 1 ``a^0``, as :meth:`sample_chains` gives them
+        :param steps: k, (B, κ), or (κ,) for all chains
+        :return: the kernels of κ steps
+        """
+        tables = self.schedule().at(steps)
+        log_noise_std = tables.noise_std.log()
+        drift, log_scale = self.denoise(self.denoiser.condition(features).unsqueeze(1), latents, steps)
+        last = (steps == 1).unsqueeze(-1)
+        location, readout_log_scale = (head.unsqueeze(1) * last for head in self.readout(features))
+        previous = (decisions - location) * th.exp(-readout_log_scale)
+        mean, log_std = reverse_mean(latents, drift, tables), log_noise_std + log_scale
+        residual = (previous - mean) / log_std.exp()
+        noising_residual = (latents - tables.retain * previous) / tables.noise_std
+        log_std = log_std + readout_log_scale
+        return StepKernels(
+            read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
+            log_std.detach(),
+            gaussian_log_prob(residual, log_std),
+            gaussian_log_prob(noising_residual, log_noise_std),
+        )
+
+    def path_log_prob(self, chains: th.Tensor, log_ratios: th.Tensor) -> th.Tensor:
+        """
+        What the soft rewards from each step of a chain on sum to, ``log p(x^k) + Σ_{j≤k} ℓ_j``: at k = K the path
+        log-probability of :meth:`sample`. For an untrained "vp" diffusion it is the same at every k, the log-probability of
+        the action.
+
+        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
+        :param log_ratios: (B, K), ``log q - log π`` of all steps, without the term of tanh
+        :return: (B, K) in nats
+        """
+        come = log_ratios.cumsum(dim=1)
+        if self.squash_output:
+            come = come - log_det_tanh(chains[:, 0]).unsqueeze(1)
+        return come + prior_log_prob(chains[:, 1:], self.prior_std)
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None) -> PolicySample:
         """
@@ -235,7 +320,10 @@ class DiffusionActor(Actor):
         condition = self.denoiser.condition(features)
         chain = sample_chain(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
-        actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)
+        if self.squash_output:
+            actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)
+        else:
+            actions, readout_log_ratio = read_out(chain.latents[0], location, log_scale), -log_scale.sum(dim=-1)
         log_ratios = th.cat([(chain.log_ratios[0] + readout_log_ratio).unsqueeze(0), chain.log_ratios[1:]])
         path_log_prob = chain.prior_log_prob + log_ratios.sum(dim=0)
         return PolicySample(actions, chain.latents, log_ratios, path_log_prob, location, log_scale)
@@ -258,13 +346,6 @@ class DiffusionActor(Actor):
 
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
-        :param features: (B, features_dim)
-        :return: a mode of the policy (:meth:`mode_before_squashing`), squashed: actions (B, d) in [-1, 1]
-        """
-        return th.tanh(self.mode_before_squashing(features))
-
-    def mode_before_squashing(self, features: th.Tensor) -> th.Tensor:
-        """
         A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
 
         Several fixed prior points (zero among them) go down the noise-free chain; then each end point is scaled back to
@@ -273,7 +354,7 @@ class DiffusionActor(Actor):
         *between* the modes of a symmetric policy, where no noisy chain ends.
 
         :param features: (B, features_dim)
-        :return: (B, d), before it is squashed
+        :return: actions (B, d), in [-1, 1] if squashed
         """
         batch_size, n_starts, steps = features.shape[0], self.mode_starts.shape[0], self.diffusion_steps
         condition = self.denoiser.condition(features).repeat_interleave(n_starts, dim=0)
@@ -290,7 +371,7 @@ class DiffusionActor(Actor):
         score = self._log_density(condition, latents)
         best = score.reshape(batch_size, n_starts).argmax(dim=1)
         latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
-        return read_out(latents, *self.readout(features))
+        return self.squash(read_out(latents, *self.readout(features)))
 
     def _log_density(self, condition: th.Tensor, ends: th.Tensor) -> th.Tensor:
         """
@@ -322,7 +403,7 @@ class DiffusionActor(Actor):
         Sampled actions with the path log-probability, the graph going through the whole chain.
 
         :param obs: observations
-        :return: actions (B, d) in [-1, 1]; ``log p(x^K) + Σ_k ℓ_k`` (B,), in expectation an upper bound on
+        :return: actions (B, d), in [-1, 1] if squashed; ``log p(x^K) + Σ_k ℓ_k`` (B,), in expectation an upper bound on
             ``log π(u|s)``: its mean is minus the path entropy
         """
         sample = self.sample(self.extract_features(obs, self.features_extractor))
@@ -332,7 +413,7 @@ class DiffusionActor(Actor):
         """
         :param obs: observations
         :param deterministic: a mode of the policy (:meth:`mode`) instead of a sample
-        :return: actions (B, d) in [-1, 1]
+        :return: actions (B, d), in [-1, 1] if squashed
         """
         features = self.extract_features(obs, self.features_extractor)
         return self.mode(features) if deterministic else self.sample_actions(features)

@@ -63,13 +63,18 @@ class StepConditionedMLP(nn.Module):
 
     def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
         """
-        :param condition: (B, width), from :meth:`condition`
-        :param latents: (B, d), ``x^k``
-        :param steps: (B,) integers in 1 … K, or one integer for all rows
-        :return: (B, output_dim)
+        :param condition: (B, width), from :meth:`condition`; or (B, 1, width)
+        :param latents: (B, d), ``x^k``; or κ of each state, (B, κ, d)
+        :param steps: (B,) integers in 1 … K, or one integer for all rows; or (B, κ), or (κ,) for all states
+        :return: (B, output_dim) or (B, κ, output_dim)
         """
         condition = condition + self.step_table.weight[steps - 1]
-        return self.body(th.addmm(condition, latents, self.latent_weight, alpha=1 / self.prior_std))
+        several = latents.dim() == 3
+        if several:
+            shape = latents.shape[:2]
+            condition, latents = condition.flatten(0, 1), latents.flatten(0, 1)
+        output = self.body(th.addmm(condition, latents, self.latent_weight, alpha=1 / self.prior_std))
+        return output.unflatten(0, shape) if several else output
 
 
 def fused_by_default(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,92 +8,121 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
 
-class ChainRecord(NamedTuple):
-    """
-    A batch of sampled chains with what their decisions, ``x^{k-1}`` for k > 1 and ``a^0`` for k = 1, were drawn from; index
-    k - 1 belongs to step k. ``chains`` (B, K + 1, d): ``a^0, x^1 … x^K``; ``log_prob`` (B, K) of the decisions; ``log_ratios``
-    (B, K), ``ℓ_k``; ``means`` and ``log_stds`` (B, K, d) of the reverse kernels.
-    """
+# How many environment steps are evaluated at once at the end of a rollout: bounds the memory that images take.
+EVALUATED_AT_ONCE = 1024
 
-    chains: th.Tensor
-    log_prob: th.Tensor
-    log_ratios: th.Tensor
-    means: th.Tensor
-    log_stds: th.Tensor
+
+PER_STEP = ("old_values", "old_log_prob", "advantages", "returns", "old_noising_log_prob", "old_means", "old_log_stds")
 
 
 class ChainRolloutSamples(NamedTuple):
-    """A minibatch of B environment transitions with all K diffusion steps of each; shapes as in :class:`ChainRecord`."""
+    """
+    A minibatch of B environment steps with all K diffusion steps of each; index k - 1 belongs to step k. ``chains``
+    (B, K + 1, d): ``a^0, x^1 … x^K``; ``old_values``, ``old_log_prob`` of the decisions, ``old_noising_log_prob``,
+    ``advantages`` and ``returns`` (B, K); ``old_means`` and ``old_log_stds`` (B, K, d) of the reverse kernels;
+    ``path_log_prob`` (B,) of the whole chains.
+    """
 
     observations: th.Tensor | dict[str, th.Tensor]
-    old: ChainRecord
+    chains: th.Tensor
     old_values: th.Tensor
+    old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
+    old_noising_log_prob: th.Tensor
+    old_means: th.Tensor
+    old_log_stds: th.Tensor
+    path_log_prob: th.Tensor
+
+    def at(self, steps: th.Tensor) -> "ChainRolloutSamples":
+        """
+        :param steps: (B, κ), κ of the diffusion steps 1 … K of each row
+        :return: the same minibatch with only these in all arrays but ``chains`` and ``path_log_prob``
+        """
+        rows, columns = th.arange(len(steps), device=steps.device).unsqueeze(1), steps - 1
+        return self._replace(**{name: getattr(self, name)[rows, columns] for name in PER_STEP})
 
 
 class ChainRollouts(RolloutBuffer):
     """
-    What the two buffers below share. Rewards become soft, and advantages and returns are those of the augmented decision
-    process: nothing is discounted inside a chain, so that of step K is the environment's, and each further step drops the
-    log-ratios that lie behind it.
+    What the two buffers below share. While a rollout is collected they store chains only; at its end the policy evaluates all
+    of them at once. From then on ``values``, ``log_probs``, ``advantages`` and ``returns`` have one entry for each diffusion
+    step, shape (n_steps, n_envs, K).
+
+    Advantages and returns are those of the augmented decision process with soft rewards. Nothing is discounted inside a chain,
+    so the return of its first state, k = K, is that of the environment step with the reward ``r - τ (log p(x^K) + Σ_k ℓ_k)``,
+    and the other steps drop what lies behind them.
     """
 
-    # Set by the algorithm before each rollout: τ, and the entropy of the prior in nats
+    # Set by the algorithm before each rollout
+    policy: DiffusionActorCriticPolicy
     ent_coef: float = 0.0
-    prior_entropy: float = 0.0
-    fields = ("chains", "log_prob", "log_ratios", "means", "log_stds")
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         obs: Any,
         action: np.ndarray,
         reward: np.ndarray,
         episode_start: np.ndarray,
         value: th.Tensor,
-        log_prob: ChainRecord,
+        log_prob: th.Tensor,
     ) -> None:
         """
-        :param value: (n_envs, K), ``V(s, x^k, k)``
-        :param log_prob: the chains; the other parameters are those of SB3's buffer
+        :param log_prob: the chains (n_envs, K + 1, d); the other parameters are those of SB3's buffer
         """
         if self.pos == 0:
-            shape = (self.buffer_size, self.n_envs)
-            self.record = {
-                name: np.zeros((*shape, *array.shape[1:]), dtype=np.float32)
-                for name, array in zip(self.fields, log_prob, strict=True)
-            }
-            self.chain_values = np.zeros((*shape, *value.shape[1:]), dtype=np.float32)
-        for name, array in zip(self.fields, log_prob, strict=True):
-            self.record[name][self.pos] = array.cpu().numpy()
-        self.chain_values[self.pos] = value.cpu().numpy()
-        # The environment's own transition: its value is that of the chain's first state.
-        super().add(obs, action, reward, episode_start, value[:, -1], log_prob.log_prob.sum(dim=1))
+            self.chains = np.zeros((self.buffer_size, *log_prob.shape), dtype=np.float32)
+        self.chains[self.pos] = log_prob.cpu().numpy()
+        super().add(obs, action, reward, episode_start, value, value.flatten())
+
+    @th.no_grad()
+    def _evaluate_chains(self) -> None:
+        """Evaluate the rollout under the policy that sampled it."""
+        n_at_once = max(1, EVALUATED_AT_ONCE // self.n_envs)
+        parts = []
+        for start in range(0, self.buffer_size, n_at_once):
+            stop = min(start + n_at_once, self.buffer_size)
+            chains = self.to_torch(self.chains[start:stop]).flatten(0, 1)
+            evaluation = self.policy.evaluate_chains(self._observations(slice(start, stop), flatten=True), chains)
+            path_log_prob = self.policy.actor.path_log_prob(chains, evaluation.log_prob - evaluation.noising_log_prob)
+            parts.append([array.unflatten(0, (stop - start, -1)) for array in (*evaluation, path_log_prob)])
+        arrays = (th.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        self.values, self.log_probs, self.noising_log_probs, self.means, self.log_stds, self.path_log_probs = arrays
+
+    def _observations(self, rows: Any, flatten: bool = False) -> Any:
+        """Observations of the given rows as tensors; ``flatten`` merges time steps and environments."""
+
+        def select(array: np.ndarray) -> th.Tensor:
+            tensor = self.to_torch(array[rows])
+            return tensor.flatten(0, 1) if flatten else tensor
+
+        if isinstance(self.observations, dict):
+            return {key: select(array) for key, array in self.observations.items()}
+        return select(self.observations)
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        log_ratios = self.record["log_ratios"]
-        # One entropy bonus for an environment step: that of the path
-        self.rewards = self.rewards + self.ent_coef * (self.prior_entropy - log_ratios.sum(axis=-1))
+        self._evaluate_chains()
+        values, rewards, path_log_probs = self.values, self.rewards, self.path_log_probs
+        # SB3's recursion for the environment's steps: each is the chain's first state, with the entropy of the whole path.
+        self.values, self.rewards = values[..., -1], rewards - self.ent_coef * path_log_probs[..., -1]
+        self.advantages = np.zeros_like(rewards)
         super().compute_returns_and_advantage(last_values, dones)
-        behind = log_ratios.sum(axis=-1, keepdims=True) - log_ratios.cumsum(axis=-1)
-        self.returns = (self.returns[..., None] + self.ent_coef * behind).astype(np.float32)
-        self.values = self.chain_values
-        self.advantages = self.returns - self.values
+        self.values, self.rewards = values, rewards
+        self.returns = self.returns[..., None] + self.ent_coef * (path_log_probs[..., -1:] - path_log_probs)
+        self.advantages = self.returns - values
 
     def get(self, batch_size: int | None = None) -> Generator[ChainRolloutSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
-            self.record = {name: self.swap_and_flatten(array) for name, array in self.record.items()}
+            for name in ("chains", "noising_log_probs", "means", "log_stds", "path_log_probs"):
+                setattr(self, name, self.swap_and_flatten(getattr(self, name)))
         yield from super().get(batch_size)  # type: ignore[misc]
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ChainRolloutSamples:  # type: ignore[override]
-        if isinstance(self.observations, dict):
-            observations: Any = {key: self.to_torch(array[batch_inds]) for key, array in self.observations.items()}
-        else:
-            observations = self.to_torch(self.observations[batch_inds])
-        old = ChainRecord(*(self.to_torch(self.record[name][batch_inds]) for name in self.fields))
-        rest = (self.to_torch(array[batch_inds]) for array in (self.values, self.advantages, self.returns))
-        return ChainRolloutSamples(observations, old, *rest)
+        arrays = [self.chains, self.values, self.log_probs, self.advantages, self.returns, self.noising_log_probs]
+        arrays += [self.means, self.log_stds, self.path_log_probs[:, -1]]
+        return ChainRolloutSamples(self._observations(batch_inds), *(self.to_torch(array[batch_inds]) for array in arrays))
 
 
 class ChainRolloutBuffer(ChainRollouts):

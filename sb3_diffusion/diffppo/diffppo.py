@@ -1,7 +1,7 @@
 """DiffPPO: proximal policy optimisation of a diffusion policy, one reverse step as one decision."""
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,11 +17,21 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.saving import SafeSaveMixin
 from sb3_diffusion.common.validation import check_number
-from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, DictChainRolloutBuffer
+from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
+
+
+class MinibatchLosses(NamedTuple):
+    """The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each diffusion step, (K,)."""
+
+    loss: th.Tensor
+    policy_gradient_loss: th.Tensor
+    value_loss: th.Tensor
+    kl: th.Tensor
+    clip_fraction: th.Tensor
 
 
 class DiffPPO(SafeSaveMixin, PPO):
@@ -185,7 +195,6 @@ class DiffPPO(SafeSaveMixin, PPO):
                 and np.isfinite([self.action_space.low, self.action_space.high]).all()
             ), f"action_space={self.action_space} has infinite bounds; allowed: finite ones, or squash_output=False"
         self._target_entropy = float(-actor.action_dim if self.target_entropy == "auto" else self.target_entropy)
-        self._prior_entropy = actor.action_dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(actor.prior_std))
         if isinstance(self.ent_coef, str):
             kind, _, initial = self.ent_coef.partition("_")
             if kind == "auto":
@@ -207,12 +216,12 @@ class DiffPPO(SafeSaveMixin, PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         assert isinstance(rollout_buffer, ChainRollouts)
-        # The buffer computes soft advantages at the end of SB3's method.
-        rollout_buffer.ent_coef, rollout_buffer.prior_entropy = self._current_ent_coef(), self._prior_entropy
+        # At the end of SB3's method the buffer evaluates the chains and computes soft advantages.
+        rollout_buffer.policy, rollout_buffer.ent_coef = self.policy, self._current_ent_coef()
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:
-        """PPO's ``train`` with the losses of the class docstring, and entropies that are those of the path."""
+        """PPO's ``train`` with the losses of the class docstring; entropies are those of the path."""
         self.policy.set_training_mode(True)
         optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
         if self.ent_coef_optimizer is not None:
@@ -222,98 +231,111 @@ class DiffPPO(SafeSaveMixin, PPO):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        ent_coef, diffusion_steps = self.rollout_buffer.ent_coef, self.policy.actor.diffusion_steps
-        logged: list[th.Tensor] = []
+        diffusion_steps, parameters = self.policy.actor.diffusion_steps, list(self.policy.parameters())
+        logged: list[MinibatchLosses] = []
         continue_training = True
 
         for epoch in range(self.n_epochs):
+            first_of_epoch = len(logged)
             for data in self.rollout_buffer.get(self.batch_size):
-                steps = self._choose_steps(len(data.returns))
-                evaluation = self.policy.evaluate_chains(
-                    *self.policy._both_features(data.observations), data.old.chains, steps
-                )
-                chosen = steps - 1
-                old_log_ratios = data.old.log_ratios.gather(1, chosen)
-                advantages = data.advantages.gather(1, chosen)
-                # The entropy of the current step under the current policy
-                advantages = advantages + ent_coef * (old_log_ratios - evaluation.log_ratios.detach())
-                scale = th.ones(())
-                if self.normalize_advantage and len(advantages) > 1:
-                    scale = advantages.std() + 1e-8
-                    advantages = (advantages - advantages.mean()) / scale
-
-                ratio = th.exp(evaluation.log_prob - data.old.log_prob.gather(1, chosen))
-                unclipped = advantages * ratio
-                clipped = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
-                policy_loss = -th.min(unclipped, clipped).mean()
-                # The noising kernel moves with the read-out and a learned schedule: the part of the reward that depends on θ
-                active = (unclipped <= clipped) / scale
-                noising_loss = -ent_coef * (active * evaluation.noising_log_prob).mean()
-
-                old_values, values = data.old_values.gather(1, chosen), evaluation.values
-                if clip_range_vf is not None:
-                    values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
-                value_loss = F.mse_loss(values, data.returns.gather(1, chosen))
-                loss = policy_loss + noising_loss + self.vf_coef * value_loss
-
-                with th.no_grad():
-                    index = chosen.unsqueeze(-1).expand(-1, -1, self.policy.actor.action_dim)
-                    old_kernels = data.old.means.gather(1, index), data.old.log_stds.gather(1, index)
-                    step_kl = gaussian_kl(*old_kernels, evaluation.means, evaluation.log_stds)
-                    # Of the whole chain: the steps' divergences add up.
-                    kl = step_kl.mean() * diffusion_steps
-                    path_log_prob = evaluation.log_ratios.mean() * diffusion_steps - self._prior_entropy
-                    outside = ((ratio - 1).abs() > clip_range).float()
-                    scalars = [loss, policy_loss, value_loss, kl, outside.mean(), path_log_prob]
-                    per_step = [self._per_step(array, chosen) for array in (step_kl, outside)]
-                    logged.append(th.cat([th.stack(scalars), *per_step]).detach())
-                if self.target_kl is not None and kl > 1.5 * self.target_kl:
+                losses = self._losses(data, clip_range, clip_range_vf)
+                logged.append(MinibatchLosses(*(value.detach() for value in losses)))
+                # Of the whole chain: the steps' divergences add up.
+                if self.target_kl is not None and (kl := losses.kl.nanmean() * diffusion_steps) > 1.5 * self.target_kl:
                     continue_training = False
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                     break
 
                 self.policy.optimizer.zero_grad()
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                losses.loss.backward()
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
                 if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
                     self.ent_coef_optimizer.zero_grad()
-                    (-self.log_ent_coef * (path_log_prob + self._target_entropy)).mean().backward()
+                    (-self.log_ent_coef * (data.path_log_prob + self._target_entropy)).mean().backward()
                     self.ent_coef_optimizer.step()
 
             self._n_updates += 1
             if not continue_training:
                 break
 
-        means = th.stack(logged).nanmean(dim=0).tolist()
-        names = ("loss", "policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "entropy_loss")
-        for name, value in zip(names, means, strict=False):
-            self.logger.record(f"train/{name}", value)
-        self.logger.record("train/path_entropy", -means[5])
-        for i, name in enumerate(("approx_kl", "clip_fraction")):
-            for k in range(diffusion_steps):
-                self.logger.record(f"train/{name}_{k + 1}", means[len(names) + i * diffusion_steps + k])
-        explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-        self.logger.record("train/explained_variance", explained)
-        self.logger.record("train/ent_coef", ent_coef)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        means = MinibatchLosses(*(th.stack(values).nanmean(dim=0) for values in zip(*logged, strict=True)))
+        # As in PPO, the divergence is that of the last epoch.
+        last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)
+        self._log(means._replace(kl=last_kl))
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
 
-    def _choose_steps(self, batch_size: int) -> th.Tensor:
-        """(B, κ) diffusion steps, κ different ones for each row."""
+    def _losses(self, data: ChainRolloutSamples, clip_range: float, clip_range_vf: float | None) -> MinibatchLosses:
+        steps = self._choose_steps(len(data.returns))
+        evaluation = self.policy.evaluate_chains(data.observations, data.chains, steps)
+        if steps is not None:
+            data = data.at(steps)
+        ent_coef = self.rollout_buffer.ent_coef
+        log_prob_change = evaluation.log_prob - data.old_log_prob
+        advantages = data.advantages
+        if ent_coef > 0:
+            # The entropy of the current step under the current policy
+            noising_change = evaluation.noising_log_prob - data.old_noising_log_prob
+            advantages = advantages - ent_coef * (log_prob_change - noising_change).detach()
+        scale: th.Tensor | float = 1.0
+        if self.normalize_advantage and len(advantages) > 1:
+            scale = advantages.std() + 1e-8
+            advantages = (advantages - advantages.mean()) / scale
+
+        ratio = th.exp(log_prob_change)
+        unclipped = advantages * ratio
+        clipped = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+        policy_loss = loss = -th.min(unclipped, clipped).mean()
+        if ent_coef > 0:
+            # The noising kernel moves with the read-out and a learned schedule: the part of the reward that depends on θ
+            active = (unclipped <= clipped) / scale
+            loss = loss - ent_coef * (active * evaluation.noising_log_prob).mean()
+        values = evaluation.values
+        if clip_range_vf is not None:
+            values = data.old_values + th.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
+        value_loss = F.mse_loss(values, data.returns)
+        loss = loss + self.vf_coef * value_loss
+
+        with th.no_grad():
+            kl = gaussian_kl(data.old_means, data.old_log_stds, evaluation.means, evaluation.log_stds)
+            outside = ((ratio - 1).abs() > clip_range).float()
+            kl, clip_fraction = self._per_step(th.stack([kl, outside]), steps)
+        return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction)
+
+    def _log(self, means: MinibatchLosses) -> None:
+        self.logger.record("train/loss", means.loss.item())
+        self.logger.record("train/policy_gradient_loss", means.policy_gradient_loss.item())
+        self.logger.record("train/value_loss", means.value_loss.item())
+        self.logger.record("train/approx_kl", means.kl.sum().item())
+        self.logger.record("train/clip_fraction", means.clip_fraction.mean().item())
+        for i, (kl, clip_fraction) in enumerate(zip(means.kl.tolist(), means.clip_fraction.tolist(), strict=True)):
+            self.logger.record(f"train/approx_kl_{i + 1}", kl)
+            self.logger.record(f"train/clip_fraction_{i + 1}", clip_fraction)
+        buffer = self.rollout_buffer
+        # Of the policy that collected the rollout
+        self.logger.record("train/path_entropy", -float(buffer.path_log_probs[..., -1].mean()))
+        self.logger.record("train/ent_coef", buffer.ent_coef)
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _choose_steps(self, batch_size: int) -> th.Tensor | None:
+        """(B, κ) diffusion steps, κ different ones for each row; None for all."""
         diffusion_steps = self.policy.actor.diffusion_steps
         if self.latents_per_state in (None, diffusion_steps):
-            return th.arange(1, diffusion_steps + 1, device=self.device).expand(batch_size, -1)
+            return None
         return th.rand(batch_size, diffusion_steps, device=self.device).argsort(dim=1)[:, : self.latents_per_state] + 1
 
-    def _per_step(self, values: th.Tensor, chosen: th.Tensor) -> th.Tensor:
-        """Means (K,) by diffusion step; nan where a minibatch has none of it."""
-        sums = th.zeros(self.policy.actor.diffusion_steps, device=values.device)
-        counts = sums.index_add(0, chosen.flatten(), th.ones_like(values).flatten())
-        return sums.index_add(0, chosen.flatten(), values.flatten()) / counts
+    def _per_step(self, values: th.Tensor, steps: th.Tensor | None) -> th.Tensor:
+        """Means (n, K) of (n, B, κ) by diffusion step; nan where a minibatch has none of it."""
+        if steps is None:
+            return values.mean(dim=1)
+        sums = th.zeros(len(values), self.policy.actor.diffusion_steps, device=values.device)
+        chosen = (steps - 1).flatten()
+        counts = sums.index_add(1, chosen, th.ones_like(values).flatten(1))
+        return sums.index_add(1, chosen, values.flatten(1)) / counts
 
     def learn(
         self: SelfDiffPPO,

@@ -15,20 +15,17 @@ from torch import nn
 
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
-from sb3_diffusion.diffppo.buffers import ChainRecord
-from sb3_diffusion.diffusion import gaussian_log_prob, log_det_tanh, noising_log_prob, read_out, reverse_mean
 
 
 class ChainEvaluation(NamedTuple):
     """
     Chosen steps of given chains under the current policy, κ for each of B chains: ``values`` (B, κ), ``V(s, x^k, k)``;
-    ``log_prob`` (B, κ) of the decisions; ``log_ratios`` (B, κ), ``ℓ_k``; ``noising_log_prob`` (B, κ),
-    ``log π(x^k | x^{k-1})``; ``means`` and ``log_stds`` (B, κ, d) of the reverse kernels.
+    ``log_prob`` (B, κ) of the decisions; ``noising_log_prob`` (B, κ), ``log π(x^k | x^{k-1})``; ``means`` and ``log_stds``
+    (B, κ, d) of the reverse kernels.
     """
 
     values: th.Tensor
     log_prob: th.Tensor
-    log_ratios: th.Tensor
     noising_log_prob: th.Tensor
     means: th.Tensor
     log_stds: th.Tensor
@@ -47,6 +44,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param log_std_init: initial log-scale of the read-out
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
+
+    all_steps: th.Tensor
 
     def __init__(
         self,
@@ -87,6 +86,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             learn_schedule=learn_schedule,
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
+            squash_output=squash_output,
         )
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = dict(eps=1e-5)  # SB3's choice for PPO, which it makes only where nothing is given
@@ -142,6 +142,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             self.actor.denoiser.zero_output()
         if self.actor.state_dependent_readout:
             nn.init.constant_(self.actor.log_std.bias, self.log_std_init)  # type: ignore[attr-defined]
+        self.register_buffer("all_steps", th.arange(1, diffusion_steps + 1), persistent=False)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _both_features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
@@ -149,61 +150,43 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         features = self.extract_features(obs)
         return features if isinstance(features, tuple) else (features, features)
 
-    def forward(  # type: ignore[override]
-        self, obs: PyTorchObs, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor, ChainRecord]:
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         What SB3 collects rollouts with.
 
         :param obs: observations
         :param deterministic: must be False: a mode has no chain; ``predict(obs, deterministic=True)`` finds it
-        :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s, x^k, k)`` (B, K); the chains
+        :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s, x^K, K)`` (B, 1); in the place of a log-probability
+            the chains (B, K + 1, d), ``a^0, x^1 … x^K``
         :raises ValueError: for ``deterministic=True``
         """
         if deterministic:
             raise ValueError("deterministic=True: a mode has no chain; use predict(observation, deterministic=True)")
         pi_features, vf_features = self._both_features(obs)
-        sample = self.actor.sample(pi_features)
-        end = read_out(sample.latents[0], sample.location, sample.log_scale)
-        chains = th.cat([end.unsqueeze(0), sample.latents[1:]]).transpose(0, 1)
-        steps = th.arange(1, self.actor.diffusion_steps + 1, device=end.device).expand(len(end), -1)
-        # The same function that training compares with, so that the first ratios are 1
-        evaluation = self.evaluate_chains(pi_features, vf_features, chains, steps)
-        actions = th.tanh(end) if self.squash_output else end
-        record = ChainRecord(chains, evaluation.log_prob, evaluation.log_ratios, evaluation.means, evaluation.log_stds)
-        return actions.reshape(-1, *self.action_space.shape), evaluation.values, record  # type: ignore[misc]
+        chains = self.actor.sample_chains(pi_features)
+        actions = self.actor.squash(chains[:, 0]).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        return actions, self._first_values(vf_features, chains[:, -1]), chains
 
-    def evaluate_chains(
-        self, pi_features: th.Tensor, vf_features: th.Tensor, chains: th.Tensor, steps: th.Tensor
-    ) -> ChainEvaluation:
+    def _first_values(self, features: th.Tensor, latents: th.Tensor) -> th.Tensor:
+        """``V(s, x^K, K)``, (B, 1)."""
+        return self.critic(self.critic.condition(features), latents, self.actor.diffusion_steps)
+
+    def evaluate_chains(self, obs: PyTorchObs, chains: th.Tensor, steps: th.Tensor | None = None) -> ChainEvaluation:
         """
-        :param pi_features: (B, features_dim), the actor's
-        :param vf_features: (B, features_dim), the critic's
+        :param obs: observations
         :param chains: (B, K + 1, d), ``a^0, x^1 … x^K``
-        :param steps: (B, κ), the steps k of each chain to evaluate
-        :return: values, log-probabilities and log-ratios of these steps
+        :param steps: (B, κ), the steps k of each chain to evaluate; None for all
+        :return: values, log-probabilities and kernels of these steps
         """
-        shape = steps.shape
-        rows, k = th.arange(shape[0], device=steps.device).repeat_interleave(shape[1]), steps.flatten()
-        latents, decisions = chains[rows, k], chains[rows, k - 1]
-        drift, log_scale = self.actor.denoise(self.actor.denoiser.condition(pi_features)[rows], latents, k)
-        tables = self.actor.schedule().at(k)
-        mean, log_std = reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
-        # The last decision is a^0 = m + c x^0, not x^0: an action was executed, whatever later read-outs make of x^0.
-        location, readout_log_scale = (head[rows] for head in self.actor.readout(pi_features))
-        last = (k == 1).unsqueeze(1)
-        mean = th.where(last, read_out(mean, location, readout_log_scale), mean)
-        log_std = th.where(last, log_std + readout_log_scale, log_std)
-        previous = th.where(last, (decisions - location) * (-readout_log_scale).exp(), decisions)
-        log_prob = gaussian_log_prob(decisions, mean, log_std)
-        noising = noising_log_prob(latents, previous, tables)
-        log_ratios = log_prob - noising
-        if self.squash_output:
-            log_ratios = log_ratios - th.where(last.squeeze(1), log_det_tanh(decisions), th.zeros_like(log_ratios))
-        values = self.critic(self.critic.condition(vf_features)[rows], latents, k)
-        values, log_prob, log_ratios, noising = (array.reshape(shape) for array in (values, log_prob, log_ratios, noising))
-        kernels = mean.reshape(*shape, -1), log_std.reshape(*shape, -1)
-        return ChainEvaluation(values, log_prob, log_ratios, noising, *kernels)
+        if steps is None:
+            steps, latents, decisions = self.all_steps, chains[:, 1:], chains[:, :-1]
+        else:
+            rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
+            latents, decisions = chains[rows, steps], chains[rows, steps - 1]
+        pi_features, vf_features = self._both_features(obs)
+        kernels = self.actor.evaluate_decisions(pi_features, latents, decisions, steps)
+        values = self.critic(self.critic.condition(vf_features).unsqueeze(1), latents, steps).squeeze(2)
+        return ChainEvaluation(values, kernels.log_prob, kernels.noising_log_prob, kernels.mean, kernels.log_std)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, None]:
         """
@@ -220,8 +203,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 f"actions of shape {tuple(actions.shape)}: a diffusion policy evaluates chains of shape (B, {wanted[0]}, "
                 f"{wanted[1]}), as forward(obs) returns them; an action alone has no exact log-probability"
             )
-        steps = th.arange(1, wanted[0], device=actions.device).expand(len(actions), -1)
-        evaluation = self.evaluate_chains(*self._both_features(obs), actions, steps)
+        evaluation = self.evaluate_chains(obs, actions)
         return evaluation.values, evaluation.log_prob, None
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
@@ -238,22 +220,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """
         _, features = self._both_features(obs)
         latents = self.actor.prior_std * th.randn(len(features), self.actor.action_dim, device=features.device)
-        return self.critic(self.critic.condition(features), latents, self.actor.diffusion_steps)
+        return self._first_values(features, latents)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         features = self.actor.extract_features(observation, self.pi_features_extractor)
-        if deterministic:
-            end = self.actor.mode_before_squashing(features)
-        else:
-            sample = self.actor.sample(features)
-            end = read_out(sample.latents[0], sample.location, sample.log_scale)
-        return th.tanh(end) if self.squash_output else end
+        return self.actor.mode(features) if deterministic else self.actor.sample_actions(features)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        # SB3's own list leaves two of these out.
-        shared = self.share_features_extractor
-        data.update(self.diffusion_kwargs, squash_output=self.squash_output, share_features_extractor=shared)
+        # SB3's own list leaves the last one out.
+        data.update(self.diffusion_kwargs, share_features_extractor=self.share_features_extractor)
         return data
 
 

@@ -1,12 +1,11 @@
 """The mathematics of diffusion policies on tensors. Knows torch, not Stable-Baselines3."""
 
-from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain, sample_end
+from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain, sample_end, sample_latents
 from sb3_diffusion.diffusion.kernels import (
     gaussian_kl,
     gaussian_log_prob,
     log_det_tanh,
     log_ratio,
-    noising_log_prob,
     noising_step,
     prior_log_prob,
     read_out,
@@ -39,7 +38,6 @@ __all__ = [
     "log_ratio",
     "make_betas",
     "make_kernel_tables",
-    "noising_log_prob",
     "noising_step",
     "prior_log_prob",
     "read_out",
@@ -49,6 +47,7 @@ __all__ = [
     "reverse_step",
     "sample_chain",
     "sample_end",
+    "sample_latents",
     "squashed_readout",
     "telescoped_log_ratio",
 ]

@@ -45,14 +45,23 @@ def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noi
     return Chain(th.stack(chain[::-1]), th.stack(log_ratios[::-1]), prior_log_prob(chain[0], prior_std))
 
 
+def sample_latents(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> list[th.Tensor]:
+    """
+    The latents ``x^0 … x^K`` of :func:`sample_chain`, with its parameters, where the log-ratios are not wanted.
+
+    :return: K + 1 of shape (B, d)
+    """
+    latents = [prior_std * noise[-1]]
+    rows = tables.rows()
+    for k in range(len(rows), 0, -1):
+        latents.append(reverse_sample(latents[-1], *denoiser(latents[-1], k), rows[k - 1], noise[k - 1]))
+    return latents[::-1]
+
+
 def sample_end(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> th.Tensor:
     """
     The end ``x^0`` of :func:`sample_chain`, with its parameters, where nothing else is wanted.
 
     :return: (B, d)
     """
-    latents = prior_std * noise[-1]
-    rows = tables.rows()
-    for k in range(len(rows), 0, -1):
-        latents = reverse_sample(latents, *denoiser(latents, k), rows[k - 1], noise[k - 1])
-    return latents
+    return sample_latents(denoiser, tables, prior_std, noise)[0]

@@ -94,43 +94,32 @@ def prior_log_prob(latents: th.Tensor, prior_std: float) -> th.Tensor:
     return -0.5 * (latents / prior_std).square().sum(dim=-1) - constant
 
 
-def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
-    """
-    ``log π(x^k | x^{k-1})`` of the noising kernel.
-
-    :param latents: (B, d), ``x^k``
-    :param previous: (B, d), ``x^{k-1}``
-    :param tables: the rows of step k
-    :return: (B,) in nats
-    """
-    return gaussian_log_prob(latents, tables.retain * previous, tables.noise_std.log())
-
-
-def gaussian_log_prob(value: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+def gaussian_log_prob(residual: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     """
     Log-density of independent Gaussians.
 
-    :param value: (B, d)
-    :param mean: broadcastable to (B, d)
-    :param log_std: broadcastable to (B, d)
-    :return: (B,) in nats
+    :param residual: (…, d), the standardised residual, (value - mean) / std
+    :param log_std: broadcastable to (…, d)
+    :return: (…) in nats
     """
-    residual = (value - mean) * (-log_std).exp()
-    return -(0.5 * residual.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+    log_norm = -0.5 * math.log(2 * math.pi) - log_std
+    return th.addcmul(log_norm, residual, residual, value=-0.5).sum(dim=-1)
 
 
 def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, other_log_std: th.Tensor) -> th.Tensor:
     """
-    Kullback-Leibler divergence of independent Gaussians from others.
+    Kullback-Leibler divergence of independent Gaussians from others, in closed form.
 
-    :param mean: (B, d)
-    :param log_std: (B, d)
-    :param other_mean: (B, d), of the second argument of the divergence
-    :param other_log_std: (B, d)
-    :return: (B,) in nats
+    :param mean: (…, d)
+    :param log_std: (…, d)
+    :param other_mean: (…, d), of the second argument of the divergence
+    :param other_log_std: (…, d)
+    :return: (…) in nats
     """
-    scaled = ((2 * log_std).exp() + (mean - other_mean).square()) * (-2 * other_log_std).exp()
-    return (other_log_std - log_std + 0.5 * (scaled - 1)).sum(dim=-1)
+    log_ratio = other_log_std - log_std
+    distance = (mean - other_mean) / other_log_std.exp()
+    scaled = th.addcmul(th.exp(-2 * log_ratio), distance, distance)
+    return (log_ratio + 0.5 * (scaled - 1)).sum(dim=-1)
 
 
 def telescoped_log_ratio(latents: th.Tensor, signal: th.Tensor, prior_std: float) -> th.Tensor:
