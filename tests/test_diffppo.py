@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import scatter_weights
-from envs_for_tests import AnyActionEnv, AnyObservationEnv, AsDict, SmallImageExtractor, StrictBoxEnv
+from envs_for_tests import AnyActionEnv, AnyObservationEnv, AsDict, CountingExtractor, SmallImageExtractor, StrictBoxEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -333,6 +333,47 @@ def test_several_normalized_environments_train() -> None:
     assert model.num_timesteps == 96 and th.isfinite(weights(model)).all()
 
 
+def test_rewards_are_those_that_vec_normalize_scales() -> None:
+    env = VecNormalize(make_vec_env(lambda: StrictBoxEnv(episode_length=50), n_envs=2), norm_obs=False)
+    model = make(env, ent_coef=0.5)
+    seen = []
+
+    class Recorder(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(self.locals["rewards"].copy())
+            return True
+
+    model.learn(32, callback=Recorder())
+    np.testing.assert_allclose(model.rollout_buffer.rewards, np.array(seen), rtol=1e-6)
+    assert not np.allclose(seen, env.get_original_reward())
+
+
+def test_a_dict_of_one_box_gives_the_same_run_as_the_box() -> None:
+    flat, nested = make(StrictBoxEnv()).learn(32), make(AsDict(StrictBoxEnv()), "MultiInputPolicy").learn(32)
+    assert th.equal(weights(flat), weights(nested))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_features_extractor_is_shared_or_not_and_evaluated_once_a_minibatch(share: bool) -> None:
+    model = make(policy_kwargs=dict(features_extractor_class=CountingExtractor, share_features_extractor=share))
+    policy = model.policy
+    assert (policy.pi_features_extractor is policy.vf_features_extractor) == share
+    assert policy.actor.features_extractor is policy.pi_features_extractor
+    optimized = [id(p) for group in policy.optimizer.param_groups for p in group["params"]]
+    assert sorted(optimized) == sorted({id(p) for p in policy.parameters()})
+    collect(model)
+    before = policy.pi_features_extractor.n_calls
+    model.train()
+    assert policy.pi_features_extractor.n_calls - before == 4  # two epochs of two minibatches
+    assert policy.vf_features_extractor.n_calls >= 4
+
+
+def test_without_a_net_arch_images_get_hidden_layers_too() -> None:
+    image = AnyObservationEnv(spaces.Box(0, 255, (36, 36, 3), np.uint8))
+    policy = DiffPPO("CnnPolicy", image, n_steps=8, batch_size=8, seed=0, device="cpu").policy
+    assert [layer.out_features for layer in policy.actor.denoiser.body if hasattr(layer, "out_features")] == [64, 2]
+
+
 def test_dict_and_image_observations_train() -> None:
     image = AnyObservationEnv(spaces.Box(0, 255, (12, 12, 3), np.uint8))
     extractor = dict(features_extractor_class=SmallImageExtractor)
@@ -442,6 +483,28 @@ def test_actions_lie_in_boxes_of_any_bounds_and_shape(squash_output: bool) -> No
         assert actions.shape == (20, 2, 2) and all(space.contains(action) for action in actions)
 
 
+@pytest.mark.parametrize("squash_output", [True, False])
+def test_the_actor_alone_acts_as_the_policy_does(squash_output: bool) -> None:
+    model = collect(make(policy_kwargs=dict(squash_output=squash_output)))
+    observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    for deterministic in (True, False):
+        predictions = []
+        for predictor in (model, model.policy, model.policy.actor):
+            th.manual_seed(1)
+            predictions.append(predictor.predict(observations, deterministic=deterministic)[0])
+        assert all(np.array_equal(prediction, predictions[0]) for prediction in predictions)
+    with th.no_grad():
+        actions, log_prob = model.policy.actor.action_log_prob(th.as_tensor(observations))
+    assert th.isfinite(log_prob).all() and bool((actions.abs() <= 1).all()) == squash_output
+
+
+@pytest.mark.parametrize("squash_output", [True, False])
+def test_float64_spaces_keep_their_dtypes(squash_output: bool) -> None:
+    env = StrictBoxEnv([-3.0, 0.0], [5.0, 0.5], action_dtype=np.float64, observation_dtype=np.float64)
+    model = make(env, policy_kwargs=dict(squash_output=squash_output)).learn(16)
+    assert model.predict(np.zeros(3))[0].dtype == np.float64 and model.rollout_buffer.observations.dtype == np.float64
+
+
 def test_a_deterministic_prediction_depends_on_its_observation_alone() -> None:
     model = collect(make())
     observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -474,7 +537,8 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
     [
         ("ent_coef", -0.1), ("ent_coef", "linear"), ("ent_coef", "lin_"), ("ent_coef", "auto_0"), ("ent_coef", float("nan")),
         ("target_entropy", "low"), ("latents_per_state", 0), ("latents_per_state", 5), ("latents_per_state", 1.5),
-        ("n_steps", 0), ("n_epochs", 0), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0),
+        ("n_steps", 0), ("n_epochs", 0), ("batch_size", 0), ("batch_size", 2.5),
+        ("clip_range", float("nan")), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0),
         ("vf_coef", -1.0), ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True),
         ("rollout_buffer_class", RolloutBuffer),
     ],
@@ -499,6 +563,8 @@ def test_spaces_and_policies_without_a_diffusion_are_refused() -> None:
     for name, value in (("diffusion_steps", 0), ("prior_std", -1.0), ("noise_schedule", "square"), ("use_sde", True)):
         with pytest.raises(ValueError, match=name):
             make(policy_kwargs={name: value})
+    with pytest.raises(ValueError, match=r"log_std_init=-1.*state_dependent_readout"):
+        make(policy_kwargs=dict(log_std_init=-1, state_dependent_readout=False))
 
 
 # --- Learning ---

@@ -95,6 +95,7 @@ class DiffPPO(SafeSaveMixin, PPO):
         target_entropy: str | float = "auto",
         _init_setup_model: bool = True,
     ):
+        check_number("batch_size", batch_size, 1, integer=True)  # PPO divides by it before anything is checked
         # SB3 passes its own to the policy, beside the entry of policy_kwargs.
         use_sde = use_sde or (policy_kwargs or {}).get("use_sde", False)
         super().__init__(
@@ -147,7 +148,8 @@ class DiffPPO(SafeSaveMixin, PPO):
         check_number("gamma", self.gamma, 0, 1)
         check_number("gae_lambda", self.gae_lambda, 0, 1)
         check_number("vf_coef", self.vf_coef, 0)
-        check_number("max_grad_norm", self.max_grad_norm, 0, exclusive=True)
+        if self.max_grad_norm != math.inf:
+            check_number("max_grad_norm", self.max_grad_norm, 0, exclusive=True)
         if not callable(self.clip_range):
             check_number("clip_range", self.clip_range, 0, exclusive=True)
         if self.target_kl is not None:

@@ -41,7 +41,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     otherwise.
 
     :param squash_output: actions are ``tanh(a^0)``, rescaled to the box; else ``a^0`` itself, clipped to the box as PPO's are
-    :param log_std_init: initial log-scale of the read-out
+    :param log_std_init: initial log-scale of the read-out; must be 0 without the state-dependent one
+    :param net_arch: as in SB3, with 64 x 64 as the default for images too
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
@@ -88,6 +89,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
         )
+        if net_arch is None:
+            # SB3's default for images is a linear head, and a linear denoiser could hold no second mode.
+            net_arch = dict(pi=[64, 64], vf=[64, 64])
+        if log_std_init != 0 and not state_dependent_readout:
+            raise ValueError(f"log_std_init={log_std_init!r} needs state_dependent_readout=True; without it set prior_std")
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = dict(eps=1e-5)  # SB3's choice for PPO, which it makes only where nothing is given
         super().__init__(
