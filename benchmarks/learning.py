@@ -44,12 +44,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "diffsac-2-steps": {"policy_kwargs": {"diffusion_steps": 2}},
     "diffsac-8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
     "diffsac-2-latents": {"latents_per_state": 2},
+    "diffsac-4-latents": {"latents_per_state": 4},
     "diffsac-cosine": {"policy_kwargs": {"noise_schedule": "cosine"}},
     "diffsac-steep": {"policy_kwargs": {"beta_min": 0.1, "beta_max": 0.4}},
     "diffsac-learned-schedule": {"policy_kwargs": {"learn_schedule": True}},
     "diffsac-no-readout": {"policy_kwargs": {"state_dependent_readout": False}},
     "diffsac-fixed-variance": {"policy_kwargs": {"learn_variance": False}},
     "diffsac-half-entropy": {"target_entropy": -3.0},
+    "diffsac-low-temperature": {"ent_coef": "auto_0.2"},
 }
 VARIANTS |= {name: VARIANTS["diffsac"] | kwargs for name, kwargs in CHOICES.items()}
 
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "learning"))
     args = parser.parse_args()
     if args.variants == ["choices"]:
-        args.variants = ["diffsac", *CHOICES]
+        args.variants = ["diffsac", "sac", "diffsac-fullchain", *CHOICES]
     jobs = [(variant, env, seed) for seed in args.seeds for env in args.envs for variant in args.variants]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
