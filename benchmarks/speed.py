@@ -105,7 +105,7 @@ def timed_parts(model: SAC, clock: Clock) -> Iterator[dict[str, float]]:
                 optimizers.append(model.diffusion_value.optimizer)  # type: ignore[arg-type]
             patch(model, "_sample_chains", "chains")
             patch(model, "_diffusion_value_loss", "diffusion value, forward")
-            patch(model, "_actor_loss", "actor, forward")
+            patch(model, "_actor_losses", "actor, forward")
             patch(model, "_evaluate_step", "critics, forward")
             patch(model, "_improve_step", "rest")
             gradients = iter(("critics and diffusion value, backward", "actor, backward") * 10_000)

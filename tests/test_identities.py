@@ -75,7 +75,7 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
 
     # The actor draws a fresh step from the same x^1; the prior's log-density is a constant that its loss leaves out.
     th.manual_seed(3)
-    loss = ours._actor_loss(observations, observations, chains, ent_coef)
+    loss = ours._actor_losses(observations, observations, chains, ent_coef)["actor_loss"]
     loss = loss + 0.2 * prior_log_prob(chains.actor_latents, 1.0).mean()
     th.manual_seed(3)
     standard = th.randn(64, 1) * beta**0.5 + chains.actor_latents * (1 - beta) ** 0.5
@@ -166,7 +166,7 @@ def saved_bytes(model: DiffSAC) -> dict[str, int]:
 
         return measured
 
-    for name in ("_actor_loss", "_diffusion_value_loss"):
+    for name in ("_actor_losses", "_diffusion_value_loss"):
         setattr(model, name, measure(name, getattr(model, name)))
     model.train(1, batch_size=256)
     return sizes
@@ -181,7 +181,7 @@ def test_activation_memory_of_a_gradient_step_does_not_grow_with_the_number_of_d
         )  # fmt: skip
         model.learn(20)
         sizes.append(saved_bytes(model))
-    for name in ("_actor_loss", "_diffusion_value_loss"):
+    for name in ("_actor_losses", "_diffusion_value_loss"):
         values = [size[name] for size in sizes]
         # The stored latents grow by K scalars per action dimension; activations, 128 wide, do not.
         assert max(values) <= 1.1 * values[0], (name, values)

@@ -20,7 +20,7 @@ from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
-from sb3_diffusion.diffusion import remaining_signal, squashed_readout, telescoped_log_ratio
+from sb3_diffusion.diffusion import log_det_tanh, read_out, remaining_signal, squashed_readout, telescoped_log_ratio
 
 SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
 TensorOrDict = th.Tensor | dict[str, th.Tensor]
@@ -119,7 +119,7 @@ class ChainForecast(NamedTuple):
 
 
 Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
-Improvement = tuple[th.Tensor, Gradients]
+Improvement = tuple[dict[str, th.Tensor], Gradients]
 
 
 class DiffSAC(SafeOffPolicySaveMixin, SAC):
@@ -292,11 +292,11 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """SAC's ``train`` with the three losses of the class docstring."""
         self.policy.set_training_mode(True)
-        self._update_learning_rate(self._optimizers())
         if callable(self.ent_coef):
             self.ent_coef_tensor.fill_(self._scheduled_ent_coef(self._current_progress_remaining))
-        *evaluation_optimizers, actor_optimizer = self._optimizers()
-        evaluation_parameters, actor_parameters = trainable(evaluation_optimizers), trainable([actor_optimizer])
+        evaluation_optimizers, improvement_optimizers = self._evaluation_optimizers(), self._improvement_optimizers()
+        evaluation_parameters, improvement_parameters = trainable(evaluation_optimizers), trainable(improvement_optimizers)
+        self._update_learning_rate([*evaluation_optimizers, *improvement_optimizers])
         logged = []
 
         for gradient_step in range(gradient_steps):
@@ -306,14 +306,11 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
 
             chains, ent_coef, losses, gradients = self._evaluate_step(replay_data, states, levels, evaluation_parameters)
             self._optimize(evaluation_optimizers, evaluation_parameters, gradients)
-            losses["actor_loss"], gradients = self._improve_step(states, chains, ent_coef, actor_parameters)
-            self._optimize([actor_optimizer], actor_parameters, gradients)
+            improvement, gradients = self._improve_step(states, chains, ent_coef, improvement_parameters)
+            self._optimize(improvement_optimizers, improvement_parameters, gradients)
+            self._update_targets(gradient_step)
 
-            if gradient_step % self.target_update_interval == 0:
-                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-                polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
-
-            losses.update(ent_coef=ent_coef, path_entropy=-chains.path_log_prob.mean())
+            losses.update(improvement, ent_coef=ent_coef, path_entropy=-chains.path_log_prob.mean())
             logged.append(th.stack([value.detach().squeeze() for value in losses.values()]))
 
         self._n_updates += gradient_steps
@@ -370,15 +367,16 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         """
         :param states: of the chains
         :param parameters: the actor's
-        :return: the actor's loss and its gradients
+        :return: the actor's losses and the gradients of their sum
         """
         features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
         critic_features = features.detach()
         if not self.policy.share_features_extractor:
             with th.no_grad():
                 critic_features = self.critic.extract_features(states, self.critic.features_extractor)
-        loss = self._actor_loss(features, critic_features, chains, ent_coef)
-        return loss.detach(), th.autograd.grad(loss, parameters, allow_unused=True)
+        losses = self._actor_losses(features, critic_features, chains, ent_coef)
+        gradients = th.autograd.grad(sum(losses.values()), parameters, allow_unused=True)  # type: ignore[arg-type]
+        return {name: loss.detach() for name, loss in losses.items()}, gradients
 
     def _min_q_value(self, critic: ContinuousCritic, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """``min_i Q_i(s, u)`` (B,), from the critic's own features."""
@@ -458,34 +456,54 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             + F.mse_loss(forecast.end / prior_std, chains.ends[rows] / prior_std)
         )
 
-    def _actor_loss(
+    def _actor_losses(
         self, features: th.Tensor, critic_features: th.Tensor, chains: SampledChains, ent_coef: th.Tensor
-    ) -> th.Tensor:
+    ) -> dict[str, th.Tensor]:
         """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
         steps, rows, n_last = chains.actor_levels
         latents, log_ratios = self.actor.reverse_step(features[rows], chains.actor_latents, steps)
         # The rows with k = 1 come first: there the step's own x^0 is read out, and the read-out learns.
-        last, earlier = rows[:n_last], rows[n_last:]
-        actions, readout_log_ratio = squashed_readout(latents[:n_last], *self.actor.readout(features[last]))
-        q_values = self._min_q_value(self.critic, critic_features[last], actions).sum()
-        log_ratio = log_ratios.sum() + readout_log_ratio.sum()
-        if len(earlier):
-            forecast = self._forecast(features[earlier].detach(), latents[n_last:], steps[n_last:] - 1)
-            location, log_scale = chains.readout
-            actions, readout_log_ratio = squashed_readout(forecast.end, location[earlier], log_scale[earlier])
-            anchor = self._anchor_q_value(self.critic, critic_features[earlier], actions)
-            q_values = q_values + (anchor + forecast.residual).sum()
-            log_ratio = log_ratio + (forecast.log_ratio + readout_log_ratio).sum()
-        return (ent_coef * log_ratio - q_values).squeeze() / len(rows)
+        location, log_scale = self.actor.readout(features[rows[:n_last]])
+        actions = read_out(latents[:n_last], location, log_scale)
+        log_ratio = log_ratios.sum() - log_scale.sum() - log_det_tanh(actions).sum()
+        q_values = self._decision_values(features, critic_features, th.cat([actions, latents[n_last:]]), chains, ent_coef)
+        return {"actor_loss": (ent_coef * log_ratio - q_values.sum()).squeeze() / len(rows)}
 
-    def _optimizers(self) -> list[th.optim.Optimizer]:
-        """All optimizers, the actor's at the end."""
+    def _decision_values(
+        self,
+        features: th.Tensor,
+        critic_features: th.Tensor,
+        decisions: th.Tensor,
+        chains: SampledChains,
+        ent_coef: th.Tensor,
+    ) -> th.Tensor:
+        """
+        ``Q_k`` (N,) of decisions at the actor's levels: ``min_i Q_i(s, u)`` for k = 1, ``V_{k-1}(s, x^{k-1})`` for k > 1.
+
+        :param decisions: (N, d), ``x^{k-1}``; for k = 1 the action before it is squashed, ``a^0``
+        """
+        steps, rows, n_last = chains.actor_levels
+        last, earlier = rows[:n_last], rows[n_last:]
+        q_values = self._min_q_value(self.critic, critic_features[last], th.tanh(decisions[:n_last]))
+        if not len(earlier):
+            return q_values
+        forecast = self._forecast(features[earlier].detach(), decisions[n_last:], steps[n_last:] - 1)
+        location, log_scale = chains.readout
+        actions, readout_log_ratio = squashed_readout(forecast.end, location[earlier], log_scale[earlier])
+        anchor = self._anchor_q_value(self.critic, critic_features[earlier], actions)
+        values = anchor + forecast.residual - ent_coef * (forecast.log_ratio + readout_log_ratio)
+        return th.cat([q_values, values])
+
+    def _evaluation_optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = [self.critic.optimizer]
         if self.diffusion_value is not None:
             optimizers.append(self.diffusion_value.optimizer)  # type: ignore[arg-type]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
-        return [*optimizers, self.actor.optimizer]
+        return optimizers
+
+    def _improvement_optimizers(self) -> list[th.optim.Optimizer]:
+        return [self.actor.optimizer]
 
     @staticmethod
     def _optimize(optimizers: list[th.optim.Optimizer], parameters: list[th.Tensor], gradients: Gradients) -> None:
@@ -493,6 +511,11 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             parameter.grad = gradient
         for optimizer in optimizers:
             optimizer.step()
+
+    def _update_targets(self, gradient_step: int) -> None:
+        if gradient_step % self.target_update_interval == 0:
+            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
     def learn(
         self: SelfDiffSAC,
