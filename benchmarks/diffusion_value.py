@@ -75,7 +75,7 @@ def main() -> None:
     def per_step(states: th.Tensor, batch: int) -> th.Tensor:
         # The per-step loss is the mean over κ of the K steps, the full-chain loss the sum over all of them.
         chains = model._sample_chains(states, model._levels(len(states), batch))
-        return args.diffusion_steps * model._actor_losses(states, states, chains, ent_coef)["actor_loss"]
+        return args.diffusion_steps * model._actor_losses(states, chains, ent_coef)["actor_loss"]
 
     reference = denoiser_gradients(model, full_chain, args.batches)
     ours = denoiser_gradients(model, per_step, args.batches)

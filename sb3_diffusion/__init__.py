@@ -5,7 +5,16 @@ from pathlib import Path
 from sb3_diffusion import envs as envs  # registers the environments
 from sb3_diffusion.diffppo import DiffPPO, DiffusionActorCriticPolicy
 from sb3_diffusion.diffsac import DiffSAC, DiffusionSACPolicy
+from sb3_diffusion.diffwpo import DiffusionWPOPolicy, DiffWPO
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
-__all__ = ["DiffPPO", "DiffSAC", "DiffusionActorCriticPolicy", "DiffusionSACPolicy", "__version__"]
+__all__ = [
+    "DiffPPO",
+    "DiffSAC",
+    "DiffWPO",
+    "DiffusionActorCriticPolicy",
+    "DiffusionSACPolicy",
+    "DiffusionWPOPolicy",
+    "__version__",
+]

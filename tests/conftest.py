@@ -16,10 +16,10 @@ from envs_for_tests import StrictBoxEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import DiffSAC, DiffWPO
 
 # Every off-policy algorithm of the library goes through the whole surface.
-ALGORITHMS = [DiffSAC]
+ALGORITHMS = [DiffSAC, DiffWPO]
 
 SMALL: dict[str, Any] = dict(buffer_size=200, learning_starts=8, batch_size=8, seed=0, device="cpu")
 
@@ -79,6 +79,17 @@ def optimizers(model: Any) -> dict[str, th.optim.Optimizer]:
     return {name: recursive_getattr(model, name) for name in model.get_parameters() if "optim" in name}
 
 
+def scheduled_optimizers(model: Any) -> list[th.optim.Optimizer]:
+    """Those that follow the learning rate; the multiplier of DiffWPO's trust region has a step size of its own."""
+    return [optimizer for name, optimizer in optimizers(model).items() if name != "kl_coef_optimizer"]
+
+
+def coefficients(model: Any) -> dict[str, th.Tensor]:
+    """The learned multipliers outside the policy: of the entropy, and of DiffWPO's trust region."""
+    values = {name: getattr(model, name, None) for name in ("log_ent_coef", "log_kl_coef")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def flat_tensors(nested: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of nested dicts and lists, by its path; tensors are copied."""
     if isinstance(nested, dict):
@@ -92,10 +103,7 @@ def flat_tensors(nested: Any, prefix: str = "") -> dict[str, Any]:
 
 def full_state(model: Any) -> dict[str, Any]:
     """All that training changes: networks, optimizer states, temperature."""
-    state = flat_tensors(model.get_parameters())
-    if model.log_ent_coef is not None:
-        state["log_ent_coef"] = model.log_ent_coef.detach().clone()
-    return state
+    return flat_tensors(model.get_parameters()) | flat_tensors(coefficients(model))
 
 
 def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -75,7 +75,7 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
 
     # The actor draws a fresh step from the same x^1; the prior's log-density is a constant that its loss leaves out.
     th.manual_seed(3)
-    loss = ours._actor_losses(observations, observations, chains, ent_coef)["actor_loss"]
+    loss = ours._actor_losses(observations, chains, ent_coef)["actor_loss"]
     loss = loss + 0.2 * prior_log_prob(chains.actor_latents, 1.0).mean()
     th.manual_seed(3)
     standard = th.randn(64, 1) * beta**0.5 + chains.actor_latents * (1 - beta) ** 0.5

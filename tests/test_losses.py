@@ -102,7 +102,7 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     )
     assert len(rows) == 2 * STATES and (steps[:n_last] == 1).all() and (steps[n_last:] > 1).all()
     th.manual_seed(9)
-    loss = model._actor_losses(features, features, chains, th.tensor(ENT_COEF))["actor_loss"]
+    loss = model._actor_losses(features, chains, th.tensor(ENT_COEF))["actor_loss"]
     th.manual_seed(9)
     fresh = th.randn_like(chains.actor_latents)
     total = 0.0
@@ -138,7 +138,7 @@ def test_the_losses_train_their_own_networks_only() -> None:
     value_loss = model._diffusion_value_loss(features, features.detach(), chains, th.randn(STATES))
     actor_parameters = list(model.actor.parameters())
     assert all(g is None for g in th.autograd.grad(value_loss, [features, *actor_parameters], allow_unused=True))
-    actor_loss = model._actor_losses(features.detach(), features.detach(), chains, th.tensor(ENT_COEF))["actor_loss"]
+    actor_loss = model._actor_losses(features.detach(), chains, th.tensor(ENT_COEF))["actor_loss"]
     gradients = th.autograd.grad(actor_loss, actor_parameters)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 

@@ -13,13 +13,24 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
-from conftest import differing, flat_tensors, full_state, observations, optimizers, scatter_weights
+from conftest import (
+    coefficients,
+    differing,
+    flat_tensors,
+    full_state,
+    observations,
+    scatter_weights,
+    scheduled_optimizers,
+)
 from envs_for_tests import CountingExtractor, StrictBoxEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_diffusion import DiffWPO
 
 MakeModel = Callable[..., Any]
 
@@ -194,7 +205,7 @@ def test_saving_and_loading_need_no_warning(trained: Any, tmp_path: Path, recwar
 def test_the_file_holds_networks_and_optimizers_only_as_state_dicts(model: Any, files: Path) -> None:
     data, parameters, tensors = load_from_zip_file(files / "model")
     assert set(parameters) == set(model.get_parameters())
-    assert set(tensors or {}) == {"log_ent_coef"}
+    assert set(tensors or {}) == set(coefficients(model))
     heavy = [key for key, value in data.items() if isinstance(value, (th.nn.Module, th.Tensor, th.optim.Optimizer))]
     assert not heavy
 
@@ -234,7 +245,7 @@ def test_custom_objects_replace_what_the_file_holds(make_model: MakeModel, tmp_p
     assert (loaded.learning_rate, loaded.gamma) == (2e-5, 0.5)
     loaded.learn(4, reset_num_timesteps=False)
     loaded.train(1, 4)
-    rates = {group["lr"] for optimizer in optimizers(loaded).values() for group in optimizer.param_groups}
+    rates = {group["lr"] for optimizer in scheduled_optimizers(loaded) for group in optimizer.param_groups}
     assert rates == {2e-5}
 
 
@@ -280,8 +291,9 @@ def save_policy(policy: Any, folder: Path) -> Path:
     return folder / "policy"
 
 
-def test_parameters_have_exactly_the_documented_names(make_model: MakeModel) -> None:
+def test_parameters_have_exactly_the_documented_names(algorithm: type[BaseAlgorithm], make_model: MakeModel) -> None:
     names = {"policy", "actor.optimizer", "critic.optimizer"}
+    names |= {"kl_coef_optimizer"} if issubclass(algorithm, DiffWPO) else set()
     assert set(make_model().get_parameters()) == names | {"diffusion_value.optimizer", "ent_coef_optimizer"}
     assert set(make_model(ent_coef=0.2).get_parameters()) == names | {"diffusion_value.optimizer"}
     assert set(make_model(policy_kwargs=dict(diffusion_steps=1)).get_parameters()) == names | {"ent_coef_optimizer"}

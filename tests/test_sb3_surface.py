@@ -10,7 +10,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, differing, flat_tensors, full_state, observations, optimizers
+from conftest import (
+    SMALL,
+    coefficients,
+    differing,
+    flat_tensors,
+    full_state,
+    observations,
+    optimizers,
+    scheduled_optimizers,
+)
 from envs_for_tests import (
     AsDict,
     BatchNormDropoutExtractor,
@@ -291,7 +300,7 @@ class ReadLearningRates(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.model._n_updates > 0:
-            rates = {group["lr"] for optimizer in optimizers(self.model).values() for group in optimizer.param_groups}
+            rates = {group["lr"] for optimizer in scheduled_optimizers(self.model) for group in optimizer.param_groups}
             self.rates.append((self.model.lr_schedule(self.model._current_progress_remaining), rates))
 
     def _on_step(self) -> bool:
@@ -334,7 +343,7 @@ def test_every_trainable_parameter_belongs_to_exactly_one_saved_optimizer(make_m
             }
             assert len(optimized) == len(set(optimized))
             assert trainable <= set(optimized)
-            assert set(optimized) - trainable == {id(model.log_ent_coef)}
+            assert set(optimized) - trainable == {id(value) for value in coefficients(model).values()}
 
 
 # Wrappers and callbacks
@@ -561,7 +570,7 @@ def test_activation_and_optimizer_classes_are_used_everywhere(make_model: MakeMo
         activations = [module for module in network.modules() if isinstance(module, (th.nn.ReLU, th.nn.ELU))]
         assert activations and all(isinstance(module, th.nn.ELU) for module in activations)
     for name, optimizer in optimizers(model).items():
-        if name != "ent_coef_optimizer":
+        if name not in ("ent_coef_optimizer", "kl_coef_optimizer"):
             assert isinstance(optimizer, th.optim.AdamW)
             assert all(group["weight_decay"] == 0.125 for group in optimizer.param_groups)
 

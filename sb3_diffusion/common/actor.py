@@ -21,6 +21,7 @@ from sb3_diffusion.diffusion import (
     log_det_tanh,
     log_ratio,
     make_betas,
+    noising_log_prob,
     noising_step,
     prior_log_prob,
     read_out,
@@ -277,21 +278,32 @@ class DiffusionActor(Actor):
         :return: the kernels of κ steps
         """
         tables = self.schedule().at(steps)
-        log_noise_std = tables.noise_std.log()
         drift, log_scale = self.denoise(self.denoiser.condition(features).unsqueeze(1), latents, steps)
         last = (steps == 1).unsqueeze(-1)
         location, readout_log_scale = (head.unsqueeze(1) * last for head in self.readout(features))
         previous = (decisions - location) * th.exp(-readout_log_scale)
-        mean, log_std = reverse_mean(latents, drift, tables), log_noise_std + log_scale
+        mean, log_std = reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
         residual = (previous - mean) / log_std.exp()
-        noising_residual = (latents - tables.retain * previous) / tables.noise_std
         log_std = log_std + readout_log_scale
         return StepKernels(
             read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
             log_std.detach(),
             gaussian_log_prob(residual, log_std),
-            gaussian_log_prob(noising_residual, log_noise_std),
+            noising_log_prob(latents, previous, tables),
         )
+
+    def reverse_kernel(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The Gaussian of one reverse step, before the read-out.
+
+        :param features: (B, features_dim)
+        :param latents: (B, d), ``x^k``
+        :param steps: (B,), k
+        :return: mean and log-std of ``x^{k-1}``, each (B, d)
+        """
+        tables = self.schedule().at(steps)
+        drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
+        return reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
 
     def path_log_prob(self, chains: th.Tensor, log_ratios: th.Tensor) -> th.Tensor:
         """

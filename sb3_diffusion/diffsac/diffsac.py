@@ -296,7 +296,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             self.ent_coef_tensor.fill_(self._scheduled_ent_coef(self._current_progress_remaining))
         evaluation_optimizers, improvement_optimizers = self._evaluation_optimizers(), self._improvement_optimizers()
         evaluation_parameters, improvement_parameters = trainable(evaluation_optimizers), trainable(improvement_optimizers)
-        self._update_learning_rate([*evaluation_optimizers, *improvement_optimizers])
+        self._update_learning_rate([*evaluation_optimizers, self.actor.optimizer])
         logged = []
 
         for gradient_step in range(gradient_steps):
@@ -367,14 +367,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         """
         :param states: of the chains
         :param parameters: the actor's
-        :return: the actor's losses and the gradients of their sum
+        :return: the actor's losses (with what else is logged, without a graph) and the gradients of their sum
         """
-        features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
-        critic_features = features.detach()
-        if not self.policy.share_features_extractor:
-            with th.no_grad():
-                critic_features = self.critic.extract_features(states, self.critic.features_extractor)
-        losses = self._actor_losses(features, critic_features, chains, ent_coef)
+        losses = self._actor_losses(states, chains, ent_coef)
         gradients = th.autograd.grad(sum(losses.values()), parameters, allow_unused=True)  # type: ignore[arg-type]
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
@@ -456,10 +451,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             + F.mse_loss(forecast.end / prior_std, chains.ends[rows] / prior_std)
         )
 
-    def _actor_losses(
-        self, features: th.Tensor, critic_features: th.Tensor, chains: SampledChains, ent_coef: th.Tensor
-    ) -> dict[str, th.Tensor]:
+    def _actor_losses(self, states: TensorOrDict, chains: SampledChains, ent_coef: th.Tensor) -> dict[str, th.Tensor]:
         """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
+        features, critic_features = self._improvement_features(states)
         steps, rows, n_last = chains.actor_levels
         latents, log_ratios = self.actor.reverse_step(features[rows], chains.actor_latents, steps)
         # The rows with k = 1 come first: there the step's own x^0 is read out, and the read-out learns.
@@ -468,6 +462,14 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         log_ratio = log_ratios.sum() - log_scale.sum() - log_det_tanh(actions).sum()
         q_values = self._decision_values(features, critic_features, th.cat([actions, latents[n_last:]]), chains, ent_coef)
         return {"actor_loss": (ent_coef * log_ratio - q_values.sum()).squeeze() / len(rows)}
+
+    def _improvement_features(self, states: TensorOrDict) -> tuple[th.Tensor, th.Tensor]:
+        """The actor's features, and the critics' without a gradient, (B, features_dim) each."""
+        features = self.actor.extract_features(states, self.actor.features_extractor)  # type: ignore[arg-type]
+        if self.policy.share_features_extractor:
+            return features, features.detach()
+        with th.no_grad():
+            return features, self.critic.extract_features(states, self.critic.features_extractor)  # type: ignore[arg-type]
 
     def _decision_values(
         self,

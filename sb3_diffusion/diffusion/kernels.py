@@ -106,6 +106,18 @@ def gaussian_log_prob(residual: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     return th.addcmul(log_norm, residual, residual, value=-0.5).sum(dim=-1)
 
 
+def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
+    """
+    ``log π(x^k | x^{k-1})`` of the noising kernel.
+
+    :param latents: (…, d), ``x^k``
+    :param previous: (…, d), ``x^{k-1}``
+    :param tables: the rows of step k
+    :return: (…) in nats
+    """
+    return gaussian_log_prob((latents - tables.retain * previous) / tables.noise_std, tables.noise_std.log())
+
+
 def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, other_log_std: th.Tensor) -> th.Tensor:
     """
     Kullback-Leibler divergence of independent Gaussians from others, in closed form.
