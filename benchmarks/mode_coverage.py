@@ -99,7 +99,7 @@ TASKS = {
                 "ent_coef": Schedule(10.0, 5.0, 0.5, 0.9, geometric=True),
                 "policy_kwargs": SMALL,
             },
-            "on-policy": {"steps": 50_000, "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0), "policy_kwargs": SMALL},
+            "on-policy": {"steps": 100_000, "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0), "policy_kwargs": SMALL},
         },
         {"goals": "goals of 4", "entropy": "entropy", "mean_return": "return"},
     ),
@@ -114,7 +114,7 @@ TASKS = {
                 "policy_kwargs": SMALL,
             },
             "on-policy": {
-                "steps": 50_000,
+                "steps": 100_000,
                 "gamma": 0.9,
                 "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
                 "policy_kwargs": SMALL,
@@ -134,7 +134,7 @@ TASKS = {
                 "policy_kwargs": LARGE,
             },
             "on-policy": {
-                "steps": 50_000,
+                "steps": 100_000,
                 "gamma": 0.9,
                 "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
                 "policy_kwargs": LARGE,
