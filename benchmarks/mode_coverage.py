@@ -10,8 +10,11 @@ with ``sb3_diffusion.evaluation``. Every run leaves one JSON (metrics, exact set
 (MultiGoal2D, first seed). A finished run is skipped, so an interrupted campaign goes on with the same command. One run uses
 one thread.
 
-Off-policy algorithms share one set of settings for each task, on-policy ones another. Networks are 64 x 64 everywhere, K = 4;
-the learning rate falls linearly to 0 in the second half, so that the critics' last errors do not tip the balance.
+Off-policy algorithms share one set of settings for each task, on-policy ones another; PPO and DPPO have no temperature. K = 4
+everywhere; the learning rate falls linearly to 0 in the second half, so that the critics' last errors do not tip the balance.
+In the two turning tasks no action makes the future better or worse, so the discount does not change what is optimal, and a
+small one is easier to learn with. TurningGMM needs larger networks: a critic of 64 x 64 cannot hold 40 bumps, whatever the
+policy.
 """
 
 import argparse
@@ -20,16 +23,14 @@ import importlib
 import json
 import multiprocessing
 import os
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-PACKAGES = ("stable_baselines3", "torch", "gymnasium", "numpy")
+from provenance import provenance
 
 
 class Algorithm(NamedTuple):
@@ -48,13 +49,17 @@ class Algorithm(NamedTuple):
     arguments: Mapping[str, Any] = MappingProxyType({})
 
 
+ZERO_TEMPERATURE: Mapping[str, Any] = MappingProxyType({"ent_coef": 0.0})
 ALGORITHMS = {
     "sac": Algorithm("SAC", "stable_baselines3:SAC", "off-policy"),
-    "ppo": Algorithm("PPO", "stable_baselines3:PPO", "on-policy"),
+    "ppo": Algorithm("PPO", "stable_baselines3:PPO", "on-policy", arguments=ZERO_TEMPERATURE),
     "diffsac": Algorithm("DiffSAC", "sb3_diffusion:DiffSAC", "off-policy", True),
     "diffsac-fullchain": Algorithm(
         "SAC(DiffusionSACPolicy)", "stable_baselines3:SAC", "off-policy", True, "sb3_diffusion:DiffusionSACPolicy"
     ),
+    "diffwpo": Algorithm("DiffWPO", "sb3_diffusion:DiffWPO", "off-policy", True),
+    "diffppo": Algorithm("DiffPPO", "sb3_diffusion:DiffPPO", "on-policy", True),
+    "dppo": Algorithm("DiffPPO at τ = 0", "sb3_diffusion:DiffPPO", "on-policy", True, arguments=ZERO_TEMPERATURE),
 }
 
 
@@ -85,6 +90,7 @@ class Task(NamedTuple):
     columns: dict[str, str]
 
 
+SMALL, LARGE = {"net_arch": [64, 64]}, {"net_arch": [128, 128, 128]}
 TASKS = {
     "goals": Task(
         "MultiGoal2D-v0",
@@ -93,17 +99,35 @@ TASKS = {
                 "steps": 5000,
                 "learning_starts": 1000,
                 "learning_rate": Schedule(3e-3, 0.0, 0.5, 1.0),
-                "ent_coef": Schedule(10.0, 2.0, 0.5, 0.9, geometric=True),
+                "ent_coef": Schedule(10.0, 5.0, 0.5, 0.9, geometric=True),
+                "policy_kwargs": SMALL,
             },
-            "on-policy": {"steps": 50_000, "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0), "ent_coef": 0.01},
+            "on-policy": {
+                "steps": 100_000,
+                "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
+                "ent_coef": Schedule(10.0, 5.0, 0.5, 0.9, geometric=True),
+                "policy_kwargs": SMALL,
+            },
         },
         {"goals": "goals of 4", "entropy": "entropy", "mean_return": "return"},
     ),
     "turning": Task(
         "TurningDoubleWell-v0",
         {
-            "off-policy": {"steps": 5000, "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0), "ent_coef": "auto"},
-            "on-policy": {"steps": 50_000, "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0), "ent_coef": 0.01},
+            "off-policy": {
+                "steps": 5000,
+                "gamma": 0.9,
+                "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
+                "ent_coef": "auto",
+                "policy_kwargs": SMALL,
+            },
+            "on-policy": {
+                "steps": 100_000,
+                "gamma": 0.9,
+                "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
+                "ent_coef": Schedule(0.5, 0.02, 0.0, 0.7, geometric=True),
+                "policy_kwargs": SMALL,
+            },
         },
         {"smallest_share": "smallest share", "mean_reward": "mean reward"},
     ),
@@ -112,22 +136,26 @@ TASKS = {
         {
             "off-policy": {
                 "steps": 5000,
+                "gamma": 0.9,
                 "learning_starts": 1000,
                 "learning_rate": Schedule(3e-3, 0.0, 0.5, 1.0),
                 "ent_coef": Schedule(10.0, 1.0, 0.0, 0.7, geometric=True),
+                "policy_kwargs": LARGE,
             },
-            "on-policy": {"steps": 50_000, "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0), "ent_coef": 0.01},
+            "on-policy": {
+                "steps": 100_000,
+                "gamma": 0.9,
+                "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
+                "ent_coef": Schedule(10.0, 1.0, 0.0, 0.7, geometric=True),
+                "policy_kwargs": LARGE,
+            },
         },
         {"divergence": "KL in nats", "mean_reward": "mean reward"},
     ),
 }
 # Metrics that are better when they are smaller: their worst seed is the largest.
 SMALLER_IS_BETTER = ("divergence",)
-COMMON: dict[str, dict[str, Any]] = {
-    "off-policy": {},
-    "on-policy": {"n_envs": 8, "n_steps": 128, "batch_size": 64, "gamma": 0.99},
-}
-NET_ARCH = [64, 64]
+COMMON: dict[str, dict[str, Any]] = {"off-policy": {}, "on-policy": {"n_envs": 8, "n_steps": 128, "batch_size": 64}}
 DIFFUSION_STEPS = 4
 
 
@@ -140,11 +168,10 @@ def load_class(path: str) -> Any:
 def arguments_of(task: str, name: str) -> dict[str, Any]:
     """Everything that a run is made with, but its seed."""
     algorithm = ALGORITHMS[name]
-    policy_kwargs: dict[str, Any] = {"net_arch": NET_ARCH}
+    arguments = COMMON[algorithm.family] | TASKS[task].settings[algorithm.family] | dict(algorithm.arguments)
     if algorithm.diffusion:
-        policy_kwargs["diffusion_steps"] = DIFFUSION_STEPS
-    arguments = COMMON[algorithm.family] | TASKS[task].settings[algorithm.family] | {"policy_kwargs": policy_kwargs}
-    return arguments | dict(algorithm.arguments)
+        arguments["policy_kwargs"] = arguments["policy_kwargs"] | {"diffusion_steps": DIFFUSION_STEPS}
+    return arguments
 
 
 def evaluate(task: str, model: Any) -> tuple[dict[str, float], Any]:
@@ -174,6 +201,8 @@ def run_one(task: str, name: str, seed: int, out: str) -> str:
         if previous != settings:
             raise ValueError(f"{target} was made with {previous}, not {settings}; delete it or choose another --out")
         return f"{task} {name} seed {seed}: done before"
+    # SB3 writes into the dictionary that it is given.
+    arguments["policy_kwargs"] = dict(arguments["policy_kwargs"])
 
     import numpy as np
     import torch as th
@@ -186,7 +215,7 @@ def run_one(task: str, name: str, seed: int, out: str) -> str:
     algorithm = ALGORITHMS[name]
     steps, n_envs = arguments.pop("steps"), arguments.pop("n_envs", 1)
     temperature: Callable[[float], float] | None = None
-    if algorithm.algorithm.startswith("stable_baselines3") and callable(arguments["ent_coef"]):
+    if algorithm.algorithm.startswith("stable_baselines3") and callable(arguments.get("ent_coef")):
         temperature = arguments["ent_coef"]
         arguments["ent_coef"] = temperature(1.0)
 
@@ -210,10 +239,8 @@ def run_one(task: str, name: str, seed: int, out: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     if trajectories is not None:
         np.savez_compressed(target.with_suffix(".npz"), trajectories=trajectories.astype(np.float16))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    report = {"settings": settings, "commit": commit.stdout.strip()}
-    report["versions"] = {package: version(package) for package in PACKAGES}
-    report["metrics"] = metrics | {"seconds": seconds}
+    metrics["seconds"] = seconds
+    report: dict[str, Any] = {"settings": settings, **provenance(), "metrics": metrics}
     target.write_text(json.dumps(report, indent=1) + "\n")
     return f"{task} {name} seed {seed}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in report["metrics"].items())
 

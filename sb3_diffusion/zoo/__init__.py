@@ -12,12 +12,12 @@ import rl_zoo3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_diffusion
-from sb3_diffusion import DiffPPO, DiffSAC
+from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
 
 __all__ = ["ALGORITHMS", "hyperparameter_file", "register", "with_hyperparameter_file"]
 
 # The keys are the class names in lower case: rl-zoo3 derives one from the other.
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"diffppo": DiffPPO, "diffsac": DiffSAC}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"diffppo": DiffPPO, "diffsac": DiffSAC, "diffwpo": DiffWPO}
 
 
 def register() -> None:
