@@ -47,7 +47,7 @@ class PeakMemory(TorchDispatchMode):
 
 def peak_megabytes(algorithm: type[SAC], diffusion_steps: int) -> float:
     """:return: the most that all tensors of one gradient step hold at a time, in MB"""
-    policy = "MlpPolicy" if algorithm is DiffSAC else DiffusionSACPolicy
+    policy = "MlpPolicy" if issubclass(algorithm, DiffSAC) else DiffusionSACPolicy
     model = algorithm(
         policy,
         ShapesEnv(),
@@ -60,8 +60,8 @@ def peak_megabytes(algorithm: type[SAC], diffusion_steps: int) -> float:
     model.learn(262)  # optimizer states exist from now on
     optimizers = [model.actor.optimizer, model.critic.optimizer]
     if isinstance(model, DiffSAC):
-        assert model.diffusion_value is not None
-        optimizers.append(model.diffusion_value.optimizer)
+        if model.diffusion_value is not None:
+            optimizers.append(model.diffusion_value.optimizer)
         tensors = list(model.policy.parameters())
     else:
         tensors = [*model.actor.parameters(), *model.critic.parameters(), *model.critic_target.parameters()]

@@ -1,12 +1,13 @@
 """
-What a diffusion policy costs: training, gradient step, prediction and memory beside SB3's SAC, all in one process.
+What a diffusion policy costs: training, gradient step, prediction and memory beside SB3's SAC and PPO, all in one process.
 
     python benchmarks/speed.py --diffusion-steps 1 4 16 --compiled-steps 4 16
 
 The contestants take turns in every round, so that the machine's drift hits all of them; reported are the medians of the rounds
-and of each round's ratio to SAC, with the quartiles. HalfCheetah-v5, networks of 256 x 256, batch 256, defaults otherwise. The
-parts of a gradient step are timed in the plain (not compiled) functions: there "forward" is a loss, "backward" its gradients.
-Writes speed.json (all rounds) and speed.md (the tables) to ``--out``.
+and of each round's ratio to SB3's algorithm (PPO for DiffPPO, SAC for the others), with the quartiles. HalfCheetah-v5,
+networks of 256 x 256, batch 256, defaults otherwise; PPO and DiffPPO make 20 gradient steps for 512 environment steps, DiffPPO
+on all K steps of each row. The parts of a gradient step are timed in the plain (not compiled) functions: there "forward" is a
+loss, "backward" its gradients. Writes speed.json (all rounds) and speed.md (the tables) to ``--out``.
 """
 
 import argparse
@@ -27,15 +28,17 @@ import stable_baselines3.sac.sac as sb3_sac
 import torch as th
 from memory import peak_megabytes
 from provenance import provenance
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_diffusion.diffsac.diffsac as diffsac_module
-from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
 
 BATCHES = (1, 16, 256)
 WARM_UP = 300
+ROLLOUT = 512
 
 
 def make(algorithm: type[SAC], policy: Any, env: str, device: str, **kwargs: Any) -> SAC:
@@ -44,17 +47,54 @@ def make(algorithm: type[SAC], policy: Any, env: str, device: str, **kwargs: Any
     return model.learn(WARM_UP + 10)
 
 
-def contestants(args: argparse.Namespace) -> dict[str, Callable[[], SAC]]:
-    builders: dict[str, Callable[[], SAC]] = {"SAC": partial(make, SAC, "MlpPolicy", args.env, args.device)}
+def make_on_policy(algorithm: type[PPO], env: str, device: str, **policy_kwargs: Any) -> PPO:
+    """The same for PPO and DiffPPO."""
+    policy_kwargs["net_arch"] = [256, 256]
+    model = algorithm(
+        "MlpPolicy",
+        make_vec_env(env, seed=0),
+        seed=0,
+        device=device,
+        n_steps=ROLLOUT,
+        batch_size=256,
+        policy_kwargs=policy_kwargs,
+    )
+    return model.learn(ROLLOUT)
+
+
+def contestants(args: argparse.Namespace) -> dict[str, Callable[[], BaseAlgorithm]]:
+    common = args.env, args.device
+    builders: dict[str, Callable[[], BaseAlgorithm]] = {
+        "SAC": partial(make, SAC, "MlpPolicy", *common),
+        "PPO": partial(make_on_policy, PPO, *common),
+    }
     for steps in args.diffusion_steps:
         policy_kwargs = dict(diffusion_steps=steps)
-        diffsac = partial(make, DiffSAC, "MlpPolicy", args.env, args.device)
-        builders[f"DiffSAC, K = {steps}"] = partial(diffsac, policy_kwargs=policy_kwargs)
-        if steps in args.compiled_steps:
-            builders[f"DiffSAC compiled, K = {steps}"] = partial(diffsac, policy_kwargs=policy_kwargs, torch_compile=True)
-        full_chain = partial(make, SAC, DiffusionSACPolicy, args.env, args.device)
-        builders[f"full chain, K = {steps}"] = partial(full_chain, policy_kwargs=policy_kwargs)
+        for name, algorithm in {"DiffSAC": DiffSAC, "DiffWPO": DiffWPO}.items():
+            build = partial(make, algorithm, "MlpPolicy", *common)
+            builders[f"{name}, K = {steps}"] = partial(build, policy_kwargs=dict(policy_kwargs))
+            if steps in args.compiled_steps:
+                compiled = partial(build, policy_kwargs=dict(policy_kwargs), torch_compile=True)
+                builders[f"{name} compiled, K = {steps}"] = compiled
+        full_chain = partial(make, SAC, DiffusionSACPolicy, *common)
+        builders[f"full chain, K = {steps}"] = partial(full_chain, policy_kwargs=dict(policy_kwargs))
+        builders[f"DiffPPO, K = {steps}"] = partial(make_on_policy, DiffPPO, *common, **policy_kwargs)
     return builders
+
+
+def reference(name: str) -> str:
+    """SB3's algorithm that a contestant is compared with."""
+    return "PPO" if "PPO" in name else "SAC"
+
+
+def train(model: BaseAlgorithm) -> int:
+    """Make some gradient steps; returns how many."""
+    if isinstance(model, SAC):
+        model.train(10, batch_size=256)
+        return 10
+    assert isinstance(model, PPO)
+    model.train()
+    return model.n_epochs * ROLLOUT // model.batch_size
 
 
 class Clock:
@@ -72,8 +112,44 @@ class Clock:
         return (time.perf_counter() - start) / repeats * 1e3
 
 
+def off_policy_parts(model: SAC, patch: Callable[..., None]) -> list[th.optim.Optimizer]:
+    """Name the parts of SAC's gradient step and of ours; returns the optimizers."""
+    patch(model.replay_buffer, "sample", "buffer")
+    for module in (sb3_sac, diffsac_module):
+        patch(module, "polyak_update", "target update")
+    optimizers: list[Any] = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
+    if isinstance(model, DiffSAC):
+        if model.diffusion_value is not None:
+            optimizers.append(model.diffusion_value.optimizer)
+        if isinstance(model, DiffWPO):
+            optimizers.append(model.kl_coef_optimizer)
+        patch(model, "_sample_chains", "chains")
+        patch(model, "_diffusion_value_loss", "diffusion value, forward")
+        patch(model, "_actor_losses", "actor, forward")
+        patch(model, "_evaluate_step", "critics, forward")
+        patch(model, "_improve_step", "rest")
+        names = ["critics and diffusion value, backward", *["actor, backward"] * (3 if isinstance(model, DiffWPO) else 1)]
+        gradients = iter(names * 10_000)
+        patch(th.autograd, "grad", lambda: next(gradients))
+    else:
+        patch(model.actor, "action_log_prob", "chains")
+        patch(model.critic, "forward", "critics, forward")
+        patch(model.critic_target, "forward", "critics, forward")
+        patch(th.Tensor, "backward", "all, backward")
+    return optimizers
+
+
+def on_policy_parts(model: BaseAlgorithm, patch: Callable[..., None]) -> list[th.optim.Optimizer]:
+    """The same for PPO and DiffPPO."""
+    assert isinstance(model, PPO)
+    patch(model.rollout_buffer, "_get_samples", "buffer")
+    patch(model.policy, "evaluate_chains" if isinstance(model, DiffPPO) else "evaluate_actions", "policy and value, forward")
+    patch(th.Tensor, "backward", "all, backward")
+    return [model.policy.optimizer]
+
+
 @contextmanager
-def timed_parts(model: SAC, clock: Clock) -> Iterator[dict[str, float]]:
+def timed_parts(model: BaseAlgorithm, clock: Clock) -> Iterator[dict[str, float]]:
     """Milliseconds spent in each part of the gradient steps made inside, without what is nested in it."""
     parts: dict[str, float] = defaultdict(float)
     running: list[float] = []
@@ -96,25 +172,7 @@ def timed_parts(model: SAC, clock: Clock) -> Iterator[dict[str, float]]:
         def patch(target: Any, attribute: str, name: str | Callable[[], str]) -> None:
             stack.enter_context(mock.patch.object(target, attribute, timed(name, getattr(target, attribute))))
 
-        patch(model.replay_buffer, "sample", "replay buffer")
-        for module in (sb3_sac, diffsac_module):
-            patch(module, "polyak_update", "target update")
-        optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
-        if isinstance(model, DiffSAC):
-            if model.diffusion_value is not None:
-                optimizers.append(model.diffusion_value.optimizer)  # type: ignore[arg-type]
-            patch(model, "_sample_chains", "chains")
-            patch(model, "_diffusion_value_loss", "diffusion value, forward")
-            patch(model, "_actor_losses", "actor, forward")
-            patch(model, "_evaluate_step", "critics, forward")
-            patch(model, "_improve_step", "rest")
-            gradients = iter(("critics and diffusion value, backward", "actor, backward") * 10_000)
-            patch(th.autograd, "grad", lambda: next(gradients))
-        else:
-            patch(model.actor, "action_log_prob", "chains")
-            patch(model.critic, "forward", "critics, forward")
-            patch(model.critic_target, "forward", "critics, forward")
-            patch(th.Tensor, "backward", "all, backward")
+        optimizers = off_policy_parts(model, patch) if isinstance(model, SAC) else on_policy_parts(model, patch)
         for optimizer in optimizers:
             patch(optimizer, "step", "optimizers")
             patch(optimizer, "zero_grad", "optimizers")
@@ -132,30 +190,30 @@ def tables(report: dict[str, Any]) -> str:
     names = list(facts)
 
     def ratio(name: str, figure: str) -> str:
-        return quartiles([r[name][figure] / r["SAC"][figure] for r in rounds])
+        return quartiles([r[name][figure] / r[reference(name)][figure] for r in rounds])
 
     lines = [
         f"Medians of {len(rounds)} rounds (quartiles). {settings['env']}, {settings['threads']} thread(s), "
         f"{settings['device']}, {report['machine']}. Matrix products run at "
         f"{quartiles([r['matmul_gflops'] for r in rounds])} GFLOP/s.",
         "",
-        "| | training steps/s | relative to SAC | gradient step [ms] | relative to SAC | MFLOP | share of the product rate |",
+        "| | training steps/s | relative to SB3's | gradient step [ms] | relative to SB3's | MFLOP | share of product rate |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in names:
         # Steps per second are the inverse of the time, so is their ratio.
         speed = quartiles([1e3 / r[name]["training_step"] for r in rounds])
-        relative = quartiles([r["SAC"]["training_step"] / r[name]["training_step"] for r in rounds])
+        relative = quartiles([r[reference(name)]["training_step"] / r[name]["training_step"] for r in rounds])
         update = quartiles([r[name]["gradient_step"] for r in rounds])
         share = quartiles([facts[name]["mflop"] / r[name]["gradient_step"] / r["matmul_gflops"] for r in rounds])
         cells = [name, speed, relative, update, ratio(name, "gradient_step"), f"{facts[name]['mflop']:.0f}", share]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Prediction (sampled action), relative to SAC's; deterministic action in brackets.", ""]
+    lines += ["", "Prediction (sampled action), relative to SB3's; deterministic action in brackets.", ""]
     lines += ["| | " + " | ".join(f"batch {batch}" for batch in BATCHES) + " |", "|---" * (len(BATCHES) + 1) + "|"]
     for name in names:
         cells = []
         for batch in BATCHES:
-            both = [statistics.median(r[name][f"{kind}_{batch}"] / r["SAC"][f"predict_{batch}"] for r in rounds)
+            both = [statistics.median(r[name][f"{kind}_{batch}"] / r[reference(name)][f"predict_{batch}"] for r in rounds)
                     for kind in ("predict", "deterministic")]  # fmt: skip
             cells.append(f"{both[0]:.2f} ({both[1]:.2f})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -185,22 +243,22 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     clock = Clock(args.device)
-    models: dict[str, SAC] = {}
+    models: dict[str, BaseAlgorithm] = {}
     facts: dict[str, dict[str, Any]] = {}
     for name, build in contestants(args).items():
         start = time.perf_counter()
         models[name] = model = build()
-        facts[name] = {"build_seconds": time.perf_counter() - start}
+        facts[name] = {"build_seconds": time.perf_counter() - start, "n_gradient_steps": train(model)}
         if "compiled" in name:
             continue
         with FlopCounterMode(display=False) as counter:
-            model.train(1, batch_size=256)
-        facts[name]["mflop"] = counter.get_total_flops() / 1e6
-        if "K" in name:
+            n_steps = train(model)
+        facts[name]["mflop"] = counter.get_total_flops() / n_steps / 1e6
+        if "K" in name and isinstance(model, SAC):
             facts[name]["megabytes"] = peak_megabytes(type(model), model.actor.diffusion_steps)  # type: ignore[arg-type]
         with timed_parts(model, clock) as parts:
-            model.train(20, batch_size=256)
-        facts[name]["parts"] = {part: value / 20 for part, value in parts.items()}
+            n_steps = train(model)
+        facts[name]["parts"] = {part: value / n_steps for part, value in parts.items()}
     for name, fact in facts.items():
         fact.setdefault("mflop", facts[name.replace(" compiled", "")]["mflop"])
 
@@ -213,9 +271,10 @@ def main() -> None:
         figures: dict[str, Any] = {"matmul_gflops": 2 * 256**3 / 1e6 / clock.milliseconds(lambda: factor @ factor, 50)}
         for name, model in models.items():
             own = figures[name] = {}
-            own["gradient_step"] = clock.milliseconds(partial(model.train, 10, batch_size=256), 1) / 10
-            learn = partial(model.learn, 40, reset_num_timesteps=False, log_interval=1_000_000)
-            own["training_step"] = clock.milliseconds(learn, 1) / 40
+            own["gradient_step"] = clock.milliseconds(partial(train, model), 1) / facts[name]["n_gradient_steps"]
+            n_steps = 40 if isinstance(model, SAC) else ROLLOUT
+            learn = partial(model.learn, n_steps, reset_num_timesteps=False, log_interval=1_000_000)
+            own["training_step"] = clock.milliseconds(learn, 1) / n_steps
             for batch, observation in observations.items():
                 own[f"predict_{batch}"] = clock.milliseconds(partial(model.predict, observation), 20)
                 search = partial(model.predict, observation, deterministic=True)
