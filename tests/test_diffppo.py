@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import Normal
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
+from sb3_diffusion.envs import AugmentedMDP
 
 SMALL: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
 
@@ -180,6 +181,71 @@ def test_advantages_equal_those_of_the_serial_augmented_decision_process(squash_
             # Arriving at a state draws x^K from the prior, whose entropy counts too.
             next_value -= ent_coef * log_priors[t, env, -1]
             alive = 1.0 - buffer.episode_starts[t, env]
+
+
+class GivenStarts(AugmentedMDP):
+    """The serial process with given prior samples, so that it makes the random numbers of the environment alone."""
+
+    def __init__(self, env: gym.Env, starts: np.ndarray, **kwargs: Any) -> None:
+        super().__init__(env, **kwargs)
+        self.starts = iter(starts)
+
+    def _begin_chain(self, observation: Any) -> None:
+        self._env_observation, self._diffusion_step = observation, self.diffusion_steps
+        self._latents = next(self.starts, np.zeros(self.env_action_space.shape))
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "TurningDoubleWell-v0"])
+def test_rollouts_and_returns_are_those_of_the_serial_environment(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decision by decision in ``AugmentedMDP``: observations, rewards, discounts, ends, and soft returns (λ = 1)."""
+    ent_coef, last_value, steps = 0.4, 2.5, 3
+    env = gym.make(env_id, max_episode_steps=7)
+    policy_kwargs = dict(diffusion_steps=steps, prior_std=1.4)
+    model = make(env, ent_coef=ent_coef, gae_lambda=1.0, gamma=0.9, policy_kwargs=policy_kwargs)
+    monkeypatch.setattr(model.policy, "predict_values", lambda obs: th.full((len(obs), 1), last_value))
+    buffer, actor = collect(model).rollout_buffer, model.policy.actor
+    n_steps, chains = buffer.buffer_size, buffer.chains[:, 0]
+    tables, prior = actor.schedule(), Normal(0.0, 1.4)
+
+    serial = GivenStarts(gym.make(env_id, max_episode_steps=7), chains[:, -1], diffusion_steps=steps, gamma=0.9)
+    observation, _ = serial.reset(seed=0)
+    rewards, discounts, ends = np.zeros((3, n_steps, steps))
+    for t in range(n_steps):
+        np.testing.assert_allclose(observation["observation"], buffer.observations[t, 0], rtol=1e-4, atol=1e-5)
+        features = th.as_tensor(observation["observation"]).float().unsqueeze(0)
+        for k in range(steps, 0, -1):
+            assert observation["diffusion_step"] == k - 1
+            latents, decision = (th.as_tensor(x).float().unsqueeze(0) for x in (observation["latents"], chains[t, k - 1]))
+            with th.no_grad():
+                mean, log_std = actor.reverse_kernel(features, latents, th.tensor([k]))
+                location, log_scale = actor.readout(features)
+            previous, extra = decision, 0.0
+            if k == 1:
+                previous = (decision - location) / log_scale.exp()
+                extra = float((log_scale + th.log(1 - th.tanh(decision) ** 2)).sum())
+            reverse = Normal(mean, log_std.exp()).log_prob(previous).sum()
+            noising = Normal(tables.retain[k - 1] * previous, tables.noise_std[k - 1]).log_prob(latents).sum()
+            observation, reward, terminated, truncated, info = serial.step(chains[t, k - 1])
+            rewards[t, k - 1] = reward - ent_coef * float(reverse - noising - extra)
+            discounts[t, k - 1], ends[t, k - 1] = info["discount"], truncated
+            assert not terminated and (k == 1 or reward == 0)
+        bootstrap = 0.9 * last_value * truncated
+        assert buffer.rewards[t, 0] == pytest.approx(reward + bootstrap, rel=1e-4, abs=1e-4)
+        if truncated:
+            serial.starts = iter(chains[t + 1 :, -1])  # the last state of an episode had one of its own
+            observation, _ = serial.reset()
+    assert ends.sum() == n_steps // 7 and not ends[:, 1:].any()
+
+    carried = last_value
+    for t in reversed(range(n_steps)):
+        for k in range(1, steps + 1):
+            if ends[t, k - 1]:
+                carried = last_value
+            carried = rewards[t, k - 1] + discounts[t, k - 1] * carried
+            # The network's values count the entropy of having come to x^k.
+            entropy = -ent_coef * float(prior.log_prob(th.as_tensor(chains[t, k])).sum())
+            assert buffer.returns[t, 0, k - 1] == pytest.approx(carried + entropy, rel=1e-3, abs=1e-3)
+        carried += entropy
 
 
 def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from stable_baselines3.sac.policies import Actor
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.common import DiffusionActor
-from sb3_diffusion.diffusion import prior_log_prob, squashed_readout
+from sb3_diffusion.diffusion import log_det_tanh, noising_log_prob, prior_log_prob, squashed_readout
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,))
 ACTOR = dict(net_arch=[16], features_dim=3, activation_fn=th.nn.Tanh, features_extractor=FlattenExtractor(OBSERVATIONS))
@@ -145,6 +145,58 @@ def test_per_step_and_full_chain_gradients_agree_when_the_diffusion_value_is_exa
     per_step += gradient((weight * (ent_coef * log_ratios - q_value(actions))).sum())
     assert full_chain.abs().max() > 0.05
     th.testing.assert_close(per_step, full_chain, rtol=1e-4, atol=1e-5)
+
+
+def quadrature_noise(n_dims: int, n_nodes: int = 32) -> tuple[th.Tensor, th.Tensor]:
+    """Gauss-Hermite points (N, n_dims) and weights (N,) of independent standard normal numbers."""
+    nodes, weights = (th.as_tensor(array) for array in np.polynomial.hermite_e.hermegauss(n_nodes))
+    points = th.cartesian_prod(*[nodes] * n_dims)
+    return points, th.cartesian_prod(*[weights / weights.sum()] * n_dims).prod(dim=1)
+
+
+def test_the_log_variance_gradient_is_the_reverse_kl_policy_gradient_and_past_terms_cancel() -> None:
+    """
+    One state, K = 2, a noising kernel without parameters, expectations by quadrature. With f the logarithm of the density of
+    paths over that of the target, the gradient of ½ Var f at fixed paths of the current policy equals that of the
+    Kullback-Leibler divergence E f, which is Σ_k E[∇ log q_k · (ℓ_k + … + ℓ_1 - Q/τ)]: what came before step k is no part.
+    """
+    steps, ent_coef = 2, 0.5
+    actor = make_actor(steps, state_dependent_readout=False, beta_max=0.6).double()
+    generator = th.Generator().manual_seed(0)
+    for parameter in actor.denoiser.parameters():
+        parameter.data.add_(0.4 * th.randn(parameter.shape, generator=generator, dtype=th.double))
+    parameters = list(actor.denoiser.parameters())
+    noise, weight = quadrature_noise(steps + 1)
+    features = th.ones(len(noise), 3, dtype=th.double)
+
+    def gradient(loss: th.Tensor) -> th.Tensor:
+        return th.cat([g.flatten() for g in th.autograd.grad(loss, parameters, retain_graph=True)])
+
+    def value(actions: th.Tensor) -> th.Tensor:
+        return th.sin(3 * actions).sum(dim=1) / ent_coef
+
+    sample = actor.sample(features, noise.T.unsqueeze(2))
+    reverse_kl = gradient((weight * (sample.path_log_prob - value(sample.actions))).sum())
+
+    # The same paths, fixed
+    latents = sample.latents.detach()
+    log_reverse, log_ratios = {}, {}
+    for k in range(1, steps + 1):
+        mean, log_std = actor.reverse_kernel(features, latents[k], th.full((len(noise),), k))
+        log_reverse[k] = th.distributions.Normal(mean, log_std.exp()).log_prob(latents[k - 1]).sum(dim=1)
+        noising = noising_log_prob(latents[k], latents[k - 1], actor.schedule().at(k))
+        log_ratios[k] = log_reverse[k] - noising - (log_det_tanh(latents[0]) if k == 1 else 0)
+    to_come = th.stack([log_ratios[k] for k in range(1, steps + 1)]).cumsum(dim=0) - value(sample.actions.detach())
+    f = to_come[-1] + prior_log_prob(latents[-1], actor.prior_std)
+    th.testing.assert_close(f, (sample.path_log_prob - value(sample.actions)).detach(), rtol=1e-8, atol=1e-8)
+    mean_f = (weight * f).sum()
+    log_variance = gradient(0.5 * (weight * (f - mean_f) ** 2).sum())
+    policy_gradient = gradient(sum((weight * log_reverse[k] * to_come[k - 1].detach()).sum() for k in log_reverse))
+    past = gradient((weight * log_reverse[1] * log_ratios[2].detach()).sum())
+    assert reverse_kl.abs().max() > 0.05
+    th.testing.assert_close(log_variance, reverse_kl, rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(policy_gradient, reverse_kl, rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(past, th.zeros_like(past), rtol=0, atol=1e-5)
 
 
 def saved_bytes(model: DiffSAC) -> dict[str, int]:
