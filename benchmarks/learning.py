@@ -11,14 +11,13 @@ campaign goes on with the same command. One run uses one thread.
 import argparse
 import csv
 import json
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from provenance import provenance
+
+from sb3_diffusion.evaluation import run_all
 
 COLUMNS = (
     "timesteps",
@@ -139,12 +138,7 @@ def main() -> None:
     if args.variants == ["choices"]:
         args.variants = ["diffsac", "sac", "diffsac-fullchain", *CHOICES]
     jobs = [(variant, env, seed) for seed in args.seeds for env in args.envs for variant in args.variants]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(run_one, *job, args.steps, args.eval_freq, args.eval_episodes, args.out) for job in jobs]
-        for future in as_completed(futures):
-            print(future.result(), flush=True)
+    run_all(run_one, [(*job, args.steps, args.eval_freq, args.eval_episodes, args.out) for job in jobs], args.workers)
 
 
 if __name__ == "__main__":

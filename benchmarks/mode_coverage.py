@@ -21,16 +21,15 @@ import argparse
 import csv
 import importlib
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from provenance import provenance
+
+from sb3_diffusion.evaluation import run_all
 
 
 class Algorithm(NamedTuple):
@@ -294,12 +293,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mode_coverage")
     args = parser.parse_args()
     jobs = [(task, name, seed) for seed in args.seeds for task in args.tasks for name in args.algorithms]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(run_one, *job, str(args.out)) for job in jobs]
-        for future in as_completed(futures):
-            print(future.result(), flush=True)
+    run_all(run_one, [(*job, str(args.out)) for job in jobs], args.workers)
     summarise(args.out)
 
 

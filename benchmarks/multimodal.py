@@ -16,14 +16,13 @@ the first half and from there linearly down to 0 (``learning_rate``), so that th
 import argparse
 import csv
 import json
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from provenance import provenance
+
+from sb3_diffusion.evaluation import run_all
 
 ENVS = {"bandit": "BimodalBandit-v0", "turning": "TurningDoubleWell-v0"}
 VARIANTS = ("diffsac", "diffsac-fullchain", "sac")
@@ -171,12 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "multimodal")
     args = parser.parse_args()
     jobs = [(args.task, variant, seed) for seed in args.seeds for variant in args.variants]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(run_one, *job, args.steps, args.diffusion_steps, str(args.out)) for job in jobs]
-        for future in as_completed(futures):
-            print(future.result(), flush=True)
+    run_all(run_one, [(*job, args.steps, args.diffusion_steps, str(args.out)) for job in jobs], args.workers)
     summarise(args.task, args.variants, args.seeds, args.out)
 
 

@@ -13,15 +13,14 @@ CSV and the picture. A finished run is skipped. One run uses one thread.
 import argparse
 import csv
 import json
-import multiprocessing
-import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from provenance import provenance
+
+from sb3_diffusion.evaluation import run_all
 
 VARIANTS = ("diffppo", "diffppo-zero-temperature", "ppo")
 SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=5, learning_rate=1e-3, gamma=0.9)
@@ -96,12 +95,7 @@ def main() -> None:
     default = Path(__file__).parent / "results" / "multimodal" / "turning-onpolicy"
     parser.add_argument("--out", type=Path, default=default)
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(run_one, variant, seed, args.out) for seed in args.seeds for variant in args.variants]
-        for future in as_completed(futures):
-            print(future.result(), flush=True)
+    run_all(run_one, [(variant, seed, args.out) for seed in args.seeds for variant in args.variants], args.workers)
     summarise(args.out)
 
 

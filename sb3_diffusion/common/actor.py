@@ -356,6 +356,27 @@ class DiffusionActor(Actor):
         noise = th.randn_like(latents) if noise is None else noise
         return reverse_step(latents, drift, log_scale, self.schedule().at(steps), noise)
 
+    def log_likelihood_bound(self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
+        """
+        An unbiased estimate of the evidence lower bound on ``log π(a^0|s)``: the noising process takes ``x^0 = (a^0 - m) / c``
+        to ``x^K``, and one of the K log-ratios stands for all.
+
+        :param features: (B, features_dim)
+        :param actions: (B, d), ``a^0``, before they are squashed
+        :param steps: (B,), the step k of each row, all steps equally often
+        :return: (B,), ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
+        """
+        location, log_scale = self.readout(features)
+        latents = [(actions - location) * th.exp(-log_scale)]
+        for tables in self.schedule().rows():
+            latents.append(noising_step(latents[-1], tables, th.randn_like(actions)))
+        path, rows = th.stack(latents), th.arange(len(steps), device=steps.device)
+        current, previous = path[steps, rows], path[steps - 1, rows]
+        mean, log_std = self.reverse_kernel(features, current, steps)
+        log_reverse = gaussian_log_prob((previous - mean) * th.exp(-log_std), log_std)
+        log_ratios = log_reverse - noising_log_prob(current, previous, self.schedule().at(steps))
+        return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios - log_scale.sum(dim=-1)
+
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
         A mode of the policy, as a function of the features alone: no random number, no other row, no critic.

@@ -23,6 +23,9 @@ from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPol
 from sb3_diffusion.diffusion import log_det_tanh, read_out, remaining_signal, squashed_readout, telescoped_log_ratio
 
 SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
+OBJECTIVES = ("reverse_kl", "forward_kl")
+# Of each state, for the weights of the forward KL divergence
+N_PROPOSALS = 16
 TensorOrDict = th.Tensor | dict[str, th.Tensor]
 Gradients = tuple[th.Tensor | None, ...]
 
@@ -148,6 +151,8 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     :param latents_per_state: κ, diffusion steps per replayed state that the actor is trained on, 1 … K
     :param torch_compile: compile the gradient step with ``torch.compile`` when training starts: the same losses in fewer
         operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training goes on
+    :param objective: "reverse_kl": the loss above; "forward_kl": the actor is fitted by maximum likelihood to actions that are
+        weighted with ``exp(Q / τ)``, denoising score matching (docs/method.md, "Forward KL"). Needs a temperature above 0
     :raises ValueError: for an argument out of range
     """
 
@@ -191,6 +196,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         device: th.device | str = "auto",
         latents_per_state: int = 1,
         torch_compile: bool = False,
+        objective: str = "reverse_kl",
         _init_setup_model: bool = True,
     ):
         # SB3 would overwrite the entry of policy_kwargs instead of refusing it.
@@ -226,6 +232,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             _init_setup_model=False,
         )
         self.latents_per_state = latents_per_state
+        self.objective = objective
         self.torch_compile = torch_compile
         if _init_setup_model:
             self._setup_model()
@@ -260,6 +267,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         if not isinstance(self.target_entropy, str):
             check_number("target_entropy", self.target_entropy, -math.inf)
+        check_choice("objective", self.objective, OBJECTIVES)
+        if self.objective == "forward_kl" and not isinstance(self.ent_coef, str) and not callable(self.ent_coef):
+            check_number("objective='forward_kl' with ent_coef", self.ent_coef, 0, exclusive=True)
         check_choice("torch_compile", self.torch_compile, (False, True))
         frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
@@ -286,7 +296,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _scheduled_ent_coef(self, progress_remaining: float) -> float:
         assert callable(self.ent_coef)
         value = self.ent_coef(progress_remaining)
-        check_number(f"ent_coef({progress_remaining})", value, 0)
+        check_number(f"ent_coef({progress_remaining})", value, 0, exclusive=self.objective == "forward_kl")
         return value
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -356,7 +366,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         losses["critic_loss"] = (
             0.5 * th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
         )
-        if self.diffusion_value is not None:
+        if self.diffusion_value is not None and self.objective == "reverse_kl":
             losses["diffusion_value_loss"] = self._diffusion_value_loss(features, target_features, chains, q_values)
         gradients = th.autograd.grad(list(losses.values()), parameters, allow_unused=True)
         return chains, ent_coef, {name: loss.detach() for name, loss in losses.items()}, gradients
@@ -452,7 +462,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         )
 
     def _actor_losses(self, states: TensorOrDict, chains: SampledChains, ent_coef: th.Tensor) -> dict[str, th.Tensor]:
-        """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state."""
+        """``τ ℓ_k - Q_k`` after one fresh reverse step from κ stored latents a state; or the forward KL divergence."""
+        if self.objective == "forward_kl":
+            return {"actor_loss": self._forward_kl_loss(states, ent_coef)}
         features, critic_features = self._improvement_features(states)
         steps, rows, n_last = chains.actor_levels
         latents, log_ratios = self.actor.reverse_step(features[rows], chains.actor_latents, steps)
@@ -462,6 +474,23 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         log_ratio = log_ratios.sum() - log_scale.sum() - log_det_tanh(actions).sum()
         q_values = self._decision_values(features, critic_features, th.cat([actions, latents[n_last:]]), chains, ent_coef)
         return {"actor_loss": (ent_coef * log_ratio - q_values.sum()).squeeze() / len(rows)}
+
+    def _forward_kl_loss(self, states: TensorOrDict, ent_coef: th.Tensor) -> th.Tensor:
+        """
+        For some of the states, as many proposals of the current policy each as keep the number of rows, weighted by
+        ``exp(Q / τ)`` over their density. The weights are exact where the proposal is a whole chain: its density is known.
+        """
+        features, critic_features = self._improvement_features(map_observations(lambda rows: rows[::N_PROPOSALS], states))
+        features, critic_features = (rows.repeat_interleave(N_PROPOSALS, dim=0) for rows in (features, critic_features))
+        with th.no_grad():
+            proposals = self.actor.sample(features)
+            q_values = self._min_q_value(self.critic, critic_features, proposals.actions)
+            log_weights = q_values / ent_coef - proposals.path_log_prob
+            weights = log_weights.unflatten(0, (-1, N_PROPOSALS)).softmax(dim=1).flatten()
+            actions = read_out(proposals.latents[0], proposals.location, proposals.log_scale)
+        steps = stratified_levels(len(features), self.actor.diffusion_steps, 1, 0, self.device).steps
+        log_likelihood = self.actor.log_likelihood_bound(features, actions, steps[th.randperm(len(steps), device=self.device)])
+        return -(weights * log_likelihood).sum() * N_PROPOSALS / len(features)
 
     def _improvement_features(self, states: TensorOrDict) -> tuple[th.Tensor, th.Tensor]:
         """The actor's features, and the critics' without a gradient, (B, features_dim) each."""

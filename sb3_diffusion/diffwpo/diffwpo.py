@@ -56,7 +56,7 @@ class DiffWPO(DiffSAC):
     deviation. Where the noising kernel depends on θ (read-out, learned schedule), ``-τ log π_θ(x^k | a)`` joins. A trust
     region keeps the policy near an older copy: a learned multiplier bounds ``Σ_k KL(q_old ‖ q_θ)``, in closed form.
 
-    Parameters not listed are those of :class:`DiffSAC`, in the same order.
+    Parameters not listed are those of :class:`DiffSAC`.
 
     :param fisher_rescale: whether the gradient is multiplied by the inverse Fisher information; without it rows weigh 1/σ²
     :param action_gradient: "identity", or "cube_root" of each component of ``g``

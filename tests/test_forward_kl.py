@@ -1,0 +1,126 @@
+"""DiffSAC with ``objective="forward_kl"``: the likelihood bound, the weights, and what is trained."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import scatter_weights
+from envs_for_tests import StrictBoxEnv
+from torch.distributions import Normal
+
+import sb3_diffusion.diffsac.diffsac as diffsac_module
+from sb3_diffusion import DiffSAC
+from sb3_diffusion.envs import BimodalBandit
+from sb3_diffusion.evaluation import sample_actions, total_variation
+
+
+def build(policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DiffSAC:
+    settings = dict(seed=0, device="cpu", buffer_size=200, learning_starts=8, batch_size=32, objective="forward_kl") | kwargs
+    env = StrictBoxEnv(low=[-1.0], high=[1.0])
+    return DiffSAC("MlpPolicy", env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **settings)
+
+
+def all_steps(n: int, diffusion_steps: int) -> th.Tensor:
+    return th.arange(n) % diffusion_steps + 1
+
+
+@th.no_grad()
+@pytest.mark.parametrize("diffusion_steps", [1, 3])
+def test_for_an_untrained_diffusion_the_likelihood_bound_is_the_gaussians_log_density(diffusion_steps: int) -> None:
+    actor = build(policy_kwargs=dict(diffusion_steps=diffusion_steps, prior_std=1.5)).actor
+    for layer in (actor.mu, actor.log_std):
+        th.nn.init.constant_(layer.bias, 0.4)  # type: ignore[union-attr, arg-type]
+    n = 200_000
+    actions = th.full((n, 1), 0.9)
+    bound = actor.log_likelihood_bound(th.zeros(n, 3), actions, all_steps(n, diffusion_steps))
+    expected = Normal(0.4, 1.5 * np.exp(0.4)).log_prob(th.tensor(0.9)).item()
+    assert bound.mean().item() == pytest.approx(expected, abs=0.01)
+    if diffusion_steps == 1:
+        th.testing.assert_close(bound, th.full((n,), expected), rtol=0, atol=1e-4)
+
+
+@th.no_grad()
+def test_for_a_trained_diffusion_the_bound_is_below_the_log_density_and_near_it() -> None:
+    actor = build().actor
+    scatter_weights(actor, 0.2)
+    n = 100_000
+    features, end = th.zeros(1, 3), th.tensor([[0.3]])
+    location, log_scale = actor.readout(features)
+    actions = location + log_scale.exp() * end
+    bounds = actor.log_likelihood_bound(features.expand(n, -1), actions.expand(n, -1), all_steps(n, 4)).mean()
+    paths = features.expand(n, -1), actions.expand(n, -1)
+    # The density by importance sampling over whole noising paths: E exp of what the bound is the mean of
+    chains = []
+    for _ in range(4):
+        latents = [end.expand(n, -1)]
+        log_weight = th.zeros(n)
+        for k, tables in enumerate(actor.schedule().rows(), start=1):
+            latents.append(tables.retain * latents[-1] + tables.noise_std * th.randn(n, 1))
+            mean, log_std = actor.reverse_kernel(paths[0], latents[-1], th.full((n,), k))
+            log_weight += Normal(mean, log_std.exp()).log_prob(latents[-2]).sum(1)
+            log_weight -= Normal(tables.retain * latents[-2], tables.noise_std).log_prob(latents[-1]).sum(1)
+        chains.append(log_weight + Normal(0.0, actor.prior_std).log_prob(latents[-1]).sum(1))
+    weights = th.cat(chains)
+    exact = weights.logsumexp(0) - np.log(len(weights)) - log_scale.sum()
+    mean_of_logs = weights.mean() - log_scale.sum()
+    assert bounds.item() == pytest.approx(mean_of_logs.item(), abs=0.03)
+    assert bounds < exact - 0.01
+
+
+def test_proposals_are_weighted_to_the_optimal_policys_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(batch_size=16)
+    scatter_weights(model.actor, 0.1)
+    ent_coef, n = 0.4, 20_000
+    q_function = lambda u: th.sin(3 * u).squeeze(-1)  # noqa: E731
+    monkeypatch.setattr(diffsac_module, "N_PROPOSALS", n)
+    monkeypatch.setattr(model, "_min_q_value", lambda critic, features, actions: q_function(actions))
+    seen = []
+
+    def statistic(features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
+        seen.append(steps)
+        return th.tanh(actions).squeeze(1) ** 2
+
+    monkeypatch.setattr(model.actor, "log_likelihood_bound", statistic)
+    states = th.zeros(2, 3)  # of which the first is taken
+    loss = model._actor_losses(states, None, th.tensor(ent_coef))["actor_loss"]  # type: ignore[arg-type]
+    grid = th.linspace(-1, 1, 10_001)
+    density = (q_function(grid.unsqueeze(1)) / ent_coef).exp()
+    expected = float((density * grid**2).sum() / density.sum())
+    assert loss.item() == pytest.approx(-expected, rel=0.03)
+    assert th.equal(seen[0].bincount()[1:], th.full((4,), n // 4))
+
+
+def test_it_trains_the_actor_and_not_the_diffusion_value() -> None:
+    model = build()
+    model.learn(10)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.train(3, batch_size=32)
+    after = model.policy.state_dict()
+    changed = {name.split(".")[0] for name, value in after.items() if not th.equal(value, before[name])}
+    assert changed == {"actor", "critic", "critic_target"}
+    assert all(not th.equal(after[name], before[name]) for name in after if name.startswith("actor.denoiser"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(objective="kl"), r"objective='kl' .*'reverse_kl', 'forward_kl'"),
+        (dict(ent_coef=0.0), r"objective='forward_kl' with ent_coef=0.0 must be a finite number > 0"),
+        (dict(ent_coef=lambda progress: progress - 1), r"ent_coef\(1.0\)=0.0 must be a finite number > 0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+@pytest.mark.slow
+def test_both_modes_of_the_bandit_are_kept() -> None:
+    model = DiffSAC(
+        "MlpPolicy", "BimodalBandit-v0", learning_rate=1e-3, learning_starts=200, seed=0, device="cpu",
+        objective="forward_kl", ent_coef=0.1, policy_kwargs=dict(net_arch=[64, 64]),
+    ).learn(5000)  # fmt: skip
+    actions = sample_actions(model, np.zeros(1, np.float32), 20_000)[:, 0]
+    assert 0.3 < (actions > 0).mean() < 0.7
+    assert total_variation(actions, BimodalBandit().reward, 0.1) < 0.2
