@@ -18,7 +18,7 @@ from sb3_diffusion.evaluation.mode_coverage import (
     sample_actions,
     turn_mass,
 )
-from sb3_diffusion.evaluation.parallel import run_all
+from sb3_diffusion.evaluation.parallel import remembered, run_all
 from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "plot_density",
     "plot_goals",
     "plot_turns",
+    "remembered",
     "run_all",
     "sample_actions",
     "total_variation",

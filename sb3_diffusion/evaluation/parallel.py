@@ -1,10 +1,14 @@
-"""Many runs at once, one thread each."""
+"""Many runs at once, one thread each, and the results of those that are done."""
 
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
+
+from sb3_diffusion.common.saving import replacing
 
 
 def run_all(function: Callable[..., str], jobs: Iterable[tuple[Any, ...]], workers: int) -> None:
@@ -21,3 +25,24 @@ def run_all(function: Callable[..., str], jobs: Iterable[tuple[Any, ...]], worke
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         for future in as_completed([pool.submit(function, *job) for job in jobs]):
             print(future.result(), flush=True)
+
+
+def remembered(path: Path, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """
+    What ``compute`` returned the first time, so that an interrupted campaign goes on where it stopped.
+
+    :param path: the JSON file that holds settings and result
+    :param settings: what the result depends on
+    :param compute: called if there is no such file; its result must be what JSON can hold
+    :raises ValueError: if the file was made with other settings
+    """
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        content = json.loads(path.read_text())
+        if content["settings"] != settings:
+            raise ValueError(f"{path} was made with {content['settings']}, not {settings}; delete it or choose another folder")
+        return content["result"]
+    result = compute()
+    with replacing(path, ".json") as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
+    return result
