@@ -72,6 +72,30 @@ def stratified_levels(batch_size: int, n_levels: int, per_state: int, offset: in
     return Levels(steps.to(device), (order // per_state).to(device), n_last)
 
 
+@lru_cache(maxsize=256)
+def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: int, device: th.device) -> Levels:
+    """
+    The levels that the actor is trained on: every second state gets the step k = 1, where the read-out learns and the critics
+    judge the action itself, the rest of the κ steps of a state are spread evenly over the others.
+
+    :param batch_size: B
+    :param diffusion_steps: K
+    :param per_state: κ; for κ ≥ K / 2 all steps are spread evenly
+    :param offset: shifts the assignment
+    :param device: of the returned tensors
+    :return: N = B · κ levels
+    """
+    if 2 * per_state >= diffusion_steps:
+        return stratified_levels(batch_size, diffusion_steps, per_state, offset, device)
+    states = th.arange(batch_size)
+    first = (states + offset) % 2 == 0
+    turn = (states // 2 + offset).unsqueeze(1) + th.arange(per_state)
+    steps = turn % (diffusion_steps - 1) + 2
+    steps[first, 0] = 1
+    steps, order = steps.flatten().sort(stable=True)
+    return Levels(steps.to(device), (order // per_state).to(device), int((steps == 1).sum()))
+
+
 def n_own_states(batch_size: int) -> int:
     """How many of a batch's states get a chain besides the next states."""
     return max(1, batch_size // 16)
@@ -402,7 +426,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _levels(self, n_chains: int, offset: int) -> tuple[Levels, Levels | None]:
         """Levels for actor and diffusion value; ``offset`` rotates which chain gets which."""
         steps = self.actor.diffusion_steps
-        actor = stratified_levels(n_chains, steps, self.latents_per_state, offset % steps, self.device)
+        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % (2 * steps * (steps - 1)), self.device)
         value = stratified_levels(n_chains, steps - 1, 1, offset % (steps - 1), self.device) if steps > 1 else None
         return actor, value
 
@@ -471,9 +495,16 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         # The rows with k = 1 come first: there the step's own x^0 is read out, and the read-out learns.
         location, log_scale = self.actor.readout(features[rows[:n_last]])
         actions = read_out(latents[:n_last], location, log_scale)
-        log_ratio = log_ratios.sum() - log_scale.sum() - log_det_tanh(actions).sum()
+        readout_log_ratio = -log_scale.sum(dim=-1) - log_det_tanh(actions)
         q_values = self._decision_values(features, critic_features, th.cat([actions, latents[n_last:]]), chains, ent_coef)
-        return {"actor_loss": (ent_coef * log_ratio - q_values.sum()).squeeze() / len(rows)}
+        losses = ent_coef * log_ratios - q_values
+        last = losses[:n_last] + ent_coef * readout_log_ratio
+        # Each step counts as much as any other, however many rows it has.
+        share = 1 / self.actor.diffusion_steps
+        loss = share * last.mean()
+        if n_last < len(rows):
+            loss = loss + (1 - share) * losses[n_last:].mean()
+        return {"actor_loss": loss}
 
     def _forward_kl_loss(self, states: TensorOrDict, ent_coef: th.Tensor) -> th.Tensor:
         """
