@@ -89,7 +89,7 @@ def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: 
         return stratified_levels(batch_size, diffusion_steps, per_state, offset, device)
     states = th.arange(batch_size)
     first = (states + offset) % 2 == 0
-    turn = (states // 2 + offset).unsqueeze(1) + th.arange(per_state)
+    turn = ((states + offset) // 2).unsqueeze(1) + th.arange(per_state)
     steps = turn % (diffusion_steps - 1) + 2
     steps[first, 0] = 1
     steps, order = steps.flatten().sort(stable=True)
@@ -426,7 +426,8 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _levels(self, n_chains: int, offset: int) -> tuple[Levels, Levels | None]:
         """Levels for actor and diffusion value; ``offset`` rotates which chain gets which."""
         steps = self.actor.diffusion_steps
-        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % (2 * steps * (steps - 1)), self.device)
+        period = steps if 2 * self.latents_per_state >= steps else 2 * (steps - 1)
+        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % period, self.device)
         value = stratified_levels(n_chains, steps - 1, 1, offset % (steps - 1), self.device) if steps > 1 else None
         return actor, value
 
@@ -495,16 +496,15 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         # The rows with k = 1 come first: there the step's own x^0 is read out, and the read-out learns.
         location, log_scale = self.actor.readout(features[rows[:n_last]])
         actions = read_out(latents[:n_last], location, log_scale)
-        readout_log_ratio = -log_scale.sum(dim=-1) - log_det_tanh(actions)
         q_values = self._decision_values(features, critic_features, th.cat([actions, latents[n_last:]]), chains, ent_coef)
-        losses = ent_coef * log_ratios - q_values
-        last = losses[:n_last] + ent_coef * readout_log_ratio
-        # Each step counts as much as any other, however many rows it has.
+        readout_log_ratio = th.cat([-log_scale.sum(dim=-1) - log_det_tanh(actions), log_ratios.new_zeros(len(rows) - n_last)])
+        return {"actor_loss": self._mean_over_steps(ent_coef * (log_ratios + readout_log_ratio) - q_values, n_last)}
+
+    def _mean_over_steps(self, values: th.Tensor, n_last: int) -> th.Tensor:
+        """Mean of values at the actor's levels (N,), in which each diffusion step counts as much as any other."""
         share = 1 / self.actor.diffusion_steps
-        loss = share * last.mean()
-        if n_last < len(rows):
-            loss = loss + (1 - share) * losses[n_last:].mean()
-        return {"actor_loss": loss}
+        mean = share * values[:n_last].mean()
+        return mean + (1 - share) * values[n_last:].mean() if n_last < len(values) else mean
 
     def _forward_kl_loss(self, states: TensorOrDict, ent_coef: th.Tensor) -> th.Tensor:
         """

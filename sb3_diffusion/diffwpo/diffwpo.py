@@ -180,8 +180,9 @@ class DiffWPO(DiffSAC):
         residual = (fixed - kernel.mean.detach()) / std.detach()
         noising = noising_log_prob(latents, kernel.latents(fixed), self.actor.schedule().at(levels.steps))
         log_ratios = gaussian_log_prob(residual, kernel.log_std.detach()) - noising
-        log_ratio = log_ratios.sum() - log_det_tanh(fixed[: levels.n_last]).sum()
-        (entropy_slope,) = th.autograd.grad(log_ratio, fixed, retain_graph=True)
+        log_det = log_det_tanh(fixed[: levels.n_last])
+        log_ratios = log_ratios - th.cat([log_det, log_det.new_zeros(len(fixed) - levels.n_last)])
+        (entropy_slope,) = th.autograd.grad(log_ratios.sum(), fixed, retain_graph=True)
         (value_slope,) = th.autograd.grad(q_values.sum(), fixed)
         if self.action_gradient == "cube_root":
             value_slope = value_slope.sign() * value_slope.abs().pow(1 / 3)
@@ -193,9 +194,9 @@ class DiffWPO(DiffSAC):
         else:
             policy_loss = slope * (kernel.mean - fixed.detach()) * (-2 * kernel.log_std).exp()
         # Where the noising kernel depends on θ: by the read-out and by a learned schedule
-        loss = policy_loss.sum() - (ent_coef * noising).sum()
-        value = (ent_coef * log_ratio - q_values.sum()).detach()
-        losses = {"actor_loss": (loss - loss.detach() + value).squeeze() / len(latents)}
+        loss = policy_loss.sum(dim=1) - ent_coef * noising
+        value = (ent_coef * log_ratios - q_values).detach()
+        losses = {"actor_loss": self._mean_over_steps(loss - loss.detach() + value, levels.n_last)}
         if self.log_kl_coef is not None:
             losses.update(self._trust_region_losses(states, kernel, chains))
         return losses
@@ -208,8 +209,8 @@ class DiffWPO(DiffSAC):
         with th.no_grad():
             features = self.actor_target.extract_features(states, self.actor_target.features_extractor)  # type: ignore[arg-type]
             old = DecisionKernel(self.actor_target, features, chains.actor_latents, chains.actor_levels)
-        # The levels are spread evenly over the steps: K times the mean is the sum over a chain.
-        kl = self.actor.diffusion_steps * gaussian_kl(old.mean, old.log_std, kernel.mean, kernel.log_std).mean()
+        divergences = gaussian_kl(old.mean, old.log_std, kernel.mean, kernel.log_std)
+        kl = self.actor.diffusion_steps * self._mean_over_steps(divergences, chains.actor_levels.n_last)
         kl_coef = self.log_kl_coef.exp().squeeze()
         return {
             "kl": kl.detach(),
