@@ -13,6 +13,7 @@ FOUND
 import argparse
 import csv
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Curve(BaseCallback):
 def train(schedule: str, seed: int, steps: int) -> dict[str, Any]:
     th.set_num_threads(1)
     env = make_vec_env("TurningDoubleWell-v0", n_envs=N_ENVS, seed=seed)
-    settings = SETTINGS | {"policy_kwargs": dict(SETTINGS["policy_kwargs"])}
+    settings = deepcopy(SETTINGS)  # SB3 writes into policy_kwargs
     model = DiffPPO("MlpPolicy", env, ent_coef=SCHEDULES[schedule], seed=seed, device="cpu", **settings)
     curve = Curve()
     model.learn(steps, callback=curve, log_interval=1_000_000)
