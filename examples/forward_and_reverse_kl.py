@@ -8,7 +8,7 @@ Writes forward_and_reverse_kl.csv (bandit: total variation to the exact density 
 entropy of their shares, return; MuJoCo: return of sampled and of deterministic actions) and forward_and_reverse_kl.png to
 --out. A finished run is not repeated.
 
-FOUND
+What was found: not run with these settings yet.
 """
 
 import argparse

@@ -7,7 +7,7 @@ equally good and a policy that commits early keeps one of them.
 Writes temperature_annealing.csv (temperature, path entropy and mean reward of every rollout; the smallest share of either turn
 in any heading at the end) and temperature_annealing.png to --out. A finished run is not repeated.
 
-FOUND
+What was found: not run with these settings yet.
 """
 
 import argparse
