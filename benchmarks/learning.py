@@ -16,9 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
-from sb3_diffusion.evaluation import run_all
+from sb3_diffusion.evaluation import provenance, run_all
 
 COLUMNS = (
     "timesteps",
@@ -54,7 +52,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "diffsac-learned-schedule": {"policy_kwargs": {"learn_schedule": True}},
     "diffsac-no-readout": {"policy_kwargs": {"state_dependent_readout": False}},
     "diffsac-fixed-variance": {"policy_kwargs": {"learn_variance": False}},
-    "diffsac-half-entropy": {"target_entropy": -3.0},
+    "diffsac-half-entropy": {"target_entropy": "half"},  # minus half the action dimension
     "diffsac-low-temperature": {"ent_coef": "auto_0.2"},
 }
 VARIANTS |= {name: VARIANTS["diffsac"] | kwargs for name, kwargs in CHOICES.items()}
@@ -64,7 +62,7 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
     """Everything that a variant's models are built with, but the seed."""
     own = VARIANTS[variant]
     if "ppo" not in own["algo"]:
-        return {"policy": "MlpPolicy", **OFF_POLICY, **own}
+        return OFF_POLICY | own
     import rl_zoo3
     import yaml
     from torch import nn
@@ -72,7 +70,8 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
     tuned = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo.yml").read_text())
     settings = tuned[env_id.replace("-v5", "-v4")]
     del settings["n_timesteps"]
-    settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"nn": nn})  # a Python expression, as rl-zoo3 reads it
+    # A Python expression, as rl-zoo3 reads it
+    settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "dict()"), {"nn": nn})
     return {**settings, **own, "policy_kwargs": settings["policy_kwargs"] | own.get("policy_kwargs", {})}
 
 
@@ -94,8 +93,9 @@ def build(settings: dict[str, Any], env_id: str, seed: int, eval_episodes: int) 
     if normalize:
         env = VecNormalize(env, gamma=kwargs["gamma"])
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
-    if algo == "diffusion-sac":
-        kwargs["policy"] = sb3_diffusion.DiffusionSACPolicy
+    kwargs["policy"] = sb3_diffusion.DiffusionSACPolicy if algo == "diffusion-sac" else "MlpPolicy"
+    if kwargs.get("target_entropy") == "half":
+        kwargs["target_entropy"] = -env.action_space.shape[0] / 2
     algorithms = {"sac": SAC, "diffusion-sac": SAC, "ppo": PPO, "diffsac": sb3_diffusion.DiffSAC}
     algorithms |= {"diffwpo": sb3_diffusion.DiffWPO, "diffppo": sb3_diffusion.DiffPPO}
     return algorithms[algo](env=env, seed=seed, device="cpu", **kwargs), eval_env
@@ -105,7 +105,13 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
     folder = Path(out) / env_id
     name = f"{variant}_seed{seed}"
     target = folder / f"{name}.csv"
+    settings = settings_of(variant, env_id)
+    report = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
+    report["settings"] = {key: repr(value) for key, value in settings.items()}
     if target.exists():
+        previous = json.loads((folder / f"{name}.json").read_text())
+        if any(previous[key] != value for key, value in report.items()):
+            raise ValueError(f"{target} was made with {previous}, not {report}; delete it or choose another --out")
         return f"{env_id} {name}: done before"
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{name}.partial.csv"
@@ -117,7 +123,6 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
     from stable_baselines3.common.vec_env import sync_envs_normalization
 
     th.set_num_threads(1)
-    settings = settings_of(variant, env_id)
     model, eval_env = build(settings, env_id, seed, eval_episodes)
 
     class Evaluation(BaseCallback):
@@ -149,9 +154,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
             self.since = time.perf_counter()
             return True
 
-    report = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
-    report |= {"settings": {key: repr(value) for key, value in settings.items()}, **provenance()}
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(report | provenance(), indent=1) + "\n")
     model.learn(steps, callback=Evaluation(), log_interval=1_000_000)
     partial.replace(target)
     return f"{env_id} {name}: {target.read_text().splitlines()[-1]}"

@@ -5,8 +5,8 @@ One environment step of DiffPPO against K steps of SB3's PPO on the serial form 
 
 HalfCheetah-v5, networks of 64 x 64, rollouts of 256 environment steps for each environment, 10 epochs, as many optimizer steps
 for either: a minibatch of PPO on the wrapper holds K times as many rows as one of DiffPPO, which carries K diffusion steps in
-each. All take turns in every round; reported are medians of milliseconds per environment step (collecting and training, and
-collecting alone) and of the ratio in the same round. Writes serial.csv (all rounds) and serial.md to ``--out``.
+each. All take turns in every round; reported are medians of milliseconds per step of all environments (collecting and
+training, and collecting alone) and of the ratio in the same round. Writes serial.csv (all rounds) and serial.md to ``--out``.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium.wrappers import FlattenObservation
-from provenance import provenance
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_diffusion import DiffPPO
 from sb3_diffusion.envs import AugmentedMDP
+from sb3_diffusion.evaluation import provenance
 
 N_STEPS = 256
 

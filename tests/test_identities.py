@@ -8,7 +8,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.sac.policies import Actor
 
-from sb3_diffusion import DiffSAC
+from sb3_diffusion import DiffSAC, DiffWPO
 from sb3_diffusion.common import DiffusionActor
 from sb3_diffusion.diffusion import log_det_tanh, noising_log_prob, prior_log_prob, squashed_readout
 
@@ -225,16 +225,20 @@ def saved_bytes(model: DiffSAC) -> dict[str, int]:
     return sizes
 
 
-def test_activation_memory_of_a_gradient_step_does_not_grow_with_the_number_of_diffusion_steps() -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"), [(DiffSAC, {}), (DiffSAC, {"objective": "forward_kl"}), (DiffWPO, {})], ids=str
+)
+def test_activation_memory_of_a_gradient_step_does_not_grow_with_the_number_of_diffusion_steps(algorithm, arguments) -> None:
     sizes = []
     for diffusion_steps in (4, 16, 64):
-        model = DiffSAC(
+        model = algorithm(
             "MlpPolicy", "Pendulum-v1", learning_starts=20, batch_size=256, buffer_size=300, seed=0, device="cpu",
-            policy_kwargs=dict(diffusion_steps=diffusion_steps, net_arch=[128, 128]),
+            policy_kwargs=dict(diffusion_steps=diffusion_steps, net_arch=[128, 128]), **arguments,
         )  # fmt: skip
         model.learn(20)
         sizes.append(saved_bytes(model))
-    for name in ("_actor_losses", "_diffusion_value_loss"):
+    assert sizes[0].keys() == ({"_actor_losses"} if arguments else {"_actor_losses", "_diffusion_value_loss"})
+    for name in sizes[0]:
         values = [size[name] for size in sizes]
         # The stored latents grow by K scalars per action dimension; activations, 128 wide, do not.
         assert max(values) <= 1.1 * values[0], (name, values)
