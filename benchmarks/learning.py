@@ -62,7 +62,12 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
     """Everything that a variant's models are built with, but the seed."""
     own = VARIANTS[variant]
     if "ppo" not in own["algo"]:
-        return OFF_POLICY | own
+        settings = OFF_POLICY | own
+        if settings.get("target_entropy") == "half":
+            import gymnasium as gym
+
+            settings["target_entropy"] = -gym.make(env_id).action_space.shape[0] / 2  # type: ignore[index]
+        return settings
     import rl_zoo3
     import yaml
     from torch import nn
@@ -94,8 +99,6 @@ def build(settings: dict[str, Any], env_id: str, seed: int, eval_episodes: int) 
         env = VecNormalize(env, gamma=kwargs["gamma"])
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
     kwargs["policy"] = sb3_diffusion.DiffusionSACPolicy if algo == "diffusion-sac" else "MlpPolicy"
-    if kwargs.get("target_entropy") == "half":
-        kwargs["target_entropy"] = -env.action_space.shape[0] / 2
     algorithms = {"sac": SAC, "diffusion-sac": SAC, "ppo": PPO, "diffsac": sb3_diffusion.DiffSAC}
     algorithms |= {"diffwpo": sb3_diffusion.DiffWPO, "diffppo": sb3_diffusion.DiffPPO}
     return algorithms[algo](env=env, seed=seed, device="cpu", **kwargs), eval_env
