@@ -1,7 +1,8 @@
 """
-Learning curves of DiffSAC and of SB3's SAC, in one campaign on one machine.
+Learning curves of our algorithms and of SB3's SAC and PPO, in one campaign on one machine.
 
-    python benchmarks/learning.py --envs HalfCheetah-v5 Hopper-v5 --variants sac diffsac --seeds 0 1 2
+    python benchmarks/learning.py --envs HalfCheetah-v5 Hopper-v5 --variants sac diffsac diffwpo --seeds 0 1 2
+    python benchmarks/learning.py --envs HalfCheetah-v5 Walker2d-v5 --variants ppo diffppo --steps 500000 --eval-freq 50000
 
 Every run writes one CSV (``timesteps`` in environment steps, returns of ``--eval-episodes`` episodes with deterministic and
 with sampled actions) and one JSON with its exact settings and versions. A finished run is skipped, so an interrupted
@@ -15,9 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
-from sb3_diffusion.evaluation import run_all
+from sb3_diffusion.evaluation import provenance, run_all
 
 COLUMNS = (
     "timesteps",
@@ -30,13 +29,17 @@ COLUMNS = (
     "path_entropy",
     "seconds",
 )
-# For every variant, on top of each algorithm's defaults, which are SB3's SAC defaults everywhere (256x256 networks, batch
-# size 256, learning rate 3e-4, one update per step): rl-zoo3's warm-up for MuJoCo.
-COMMON: dict[str, Any] = {"learning_starts": 10_000}
+# For every off-policy variant, on top of each algorithm's defaults, which are SB3's SAC defaults everywhere (256x256 networks,
+# batch size 256, learning rate 3e-4, one update per step): rl-zoo3's warm-up for MuJoCo. On-policy variants have rl-zoo3's
+# tuned settings of PPO for the environment (version 4), normalised observations and rewards among them.
+OFF_POLICY: dict[str, Any] = {"learning_starts": 10_000}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sac": {"algo": "sac"},
     "diffsac": {"algo": "diffsac", "torch_compile": True},
+    "diffwpo": {"algo": "diffwpo", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
+    "ppo": {"algo": "ppo"},
+    "diffppo": {"algo": "diffppo"},
 }
 # One default changed at a time, for short runs (--variants choices --steps 30000 --out benchmarks/results/choices).
 CHOICES: dict[str, dict[str, Any]] = {
@@ -49,44 +52,81 @@ CHOICES: dict[str, dict[str, Any]] = {
     "diffsac-learned-schedule": {"policy_kwargs": {"learn_schedule": True}},
     "diffsac-no-readout": {"policy_kwargs": {"state_dependent_readout": False}},
     "diffsac-fixed-variance": {"policy_kwargs": {"learn_variance": False}},
-    "diffsac-half-entropy": {"target_entropy": -3.0},
+    "diffsac-half-entropy": {"target_entropy": "half"},  # minus half the action dimension
     "diffsac-low-temperature": {"ent_coef": "auto_0.2"},
 }
 VARIANTS |= {name: VARIANTS["diffsac"] | kwargs for name, kwargs in CHOICES.items()}
+
+
+def settings_of(variant: str, env_id: str) -> dict[str, Any]:
+    """Everything that a variant's models are built with, but the seed."""
+    own = VARIANTS[variant]
+    if "ppo" not in own["algo"]:
+        settings = OFF_POLICY | own
+        if settings.get("target_entropy") == "half":
+            import gymnasium as gym
+
+            settings["target_entropy"] = -gym.make(env_id).action_space.shape[0] / 2  # type: ignore[index]
+        return settings
+    import rl_zoo3
+    import yaml
+    from torch import nn
+
+    tuned = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo.yml").read_text())
+    settings = tuned[env_id.replace("-v5", "-v4")]
+    del settings["n_timesteps"]
+    # A Python expression, as rl-zoo3 reads it
+    settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "dict()"), {"nn": nn})
+    return {**settings, **own, "policy_kwargs": settings["policy_kwargs"] | own.get("policy_kwargs", {})}
+
+
+def build(settings: dict[str, Any], env_id: str, seed: int, eval_episodes: int) -> tuple[Any, Any]:
+    """The model, and its environments for evaluation."""
+    from stable_baselines3 import PPO, SAC
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    import sb3_diffusion
+
+    kwargs = dict(settings)
+    algo, normalize, n_envs = kwargs.pop("algo"), kwargs.pop("normalize", False), kwargs.pop("n_envs", 1)
+    if "policy_kwargs" in kwargs:
+        kwargs["policy_kwargs"] = dict(kwargs["policy_kwargs"])  # SB3 writes into it
+    env = make_vec_env(env_id, n_envs=n_envs, seed=seed)
+    # One environment per evaluation episode: a batch of predictions costs hardly more than one.
+    eval_env = make_vec_env(env_id, n_envs=eval_episodes, seed=10_000 + seed)
+    if normalize:
+        env = VecNormalize(env, gamma=kwargs["gamma"])
+        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+    kwargs["policy"] = sb3_diffusion.DiffusionSACPolicy if algo == "diffusion-sac" else "MlpPolicy"
+    algorithms = {"sac": SAC, "diffusion-sac": SAC, "ppo": PPO, "diffsac": sb3_diffusion.DiffSAC}
+    algorithms |= {"diffwpo": sb3_diffusion.DiffWPO, "diffppo": sb3_diffusion.DiffPPO}
+    return algorithms[algo](env=env, seed=seed, device="cpu", **kwargs), eval_env
 
 
 def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, eval_episodes: int, out: str) -> str:
     folder = Path(out) / env_id
     name = f"{variant}_seed{seed}"
     target = folder / f"{name}.csv"
+    settings = settings_of(variant, env_id)
+    report = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
+    report["settings"] = {key: repr(value) for key, value in settings.items()}
     if target.exists():
+        previous = json.loads((folder / f"{name}.json").read_text())
+        if any(previous[key] != value for key, value in report.items()):
+            raise ValueError(f"{target} was made with {previous}, not {report}; delete it or choose another --out")
         return f"{env_id} {name}: done before"
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{name}.partial.csv"
 
     import numpy as np
     import torch as th
-    from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import sync_envs_normalization
 
     th.set_num_threads(1)
-    kwargs = COMMON | VARIANTS[variant]
-    algo = kwargs.pop("algo")
-    if algo == "sac":
-        algorithm: Any = SAC
-    else:
-        import sb3_diffusion
-
-        algorithm = {"diffsac": sb3_diffusion.DiffSAC, "diffusion-sac": SAC}[algo]
-    if "policy" not in kwargs:
-        kwargs["policy"] = "MlpPolicy"
-    if algo == "diffusion-sac":
-        kwargs["policy"] = sb3_diffusion.DiffusionSACPolicy
-    model = algorithm(env=make_vec_env(env_id, seed=seed), seed=seed, device="cpu", **kwargs)
-    # One environment per evaluation episode: a batch of predictions costs hardly more than one.
-    eval_env = make_vec_env(env_id, n_envs=eval_episodes, seed=10_000 + seed)
+    model, eval_env = build(settings, env_id, seed, eval_episodes)
 
     class Evaluation(BaseCallback):
         """Write one row every ``eval_freq`` steps; ``seconds`` is training time without evaluation."""
@@ -100,6 +140,8 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
             if self.num_timesteps % eval_freq:
                 return True
             self.seconds += time.perf_counter() - self.since
+            if model.get_vec_normalize_env() is not None:
+                sync_envs_normalization(model.env, eval_env)
             row: list[float] = [self.num_timesteps]
             for deterministic in (True, False):
                 returns, lengths = evaluate_policy(
@@ -115,9 +157,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
             self.since = time.perf_counter()
             return True
 
-    settings = {"variant": variant, "env": env_id, "seed": seed, "steps": steps, "eval_episodes": eval_episodes}
-    settings["settings"] = {key: repr(value) for key, value in (COMMON | VARIANTS[variant]).items()}
-    (folder / f"{name}.json").write_text(json.dumps(settings | provenance(), indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(report | provenance(), indent=1) + "\n")
     model.learn(steps, callback=Evaluation(), log_interval=1_000_000)
     partial.replace(target)
     return f"{env_id} {name}: {target.read_text().splitlines()[-1]}"
@@ -126,7 +166,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
-    default = [name for name in VARIANTS if name not in CHOICES]
+    default = ["sac", "diffsac", "diffwpo", "diffsac-fullchain"]
     parser.add_argument("--variants", nargs="+", default=default, choices=[*VARIANTS, "choices"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100_000)

@@ -3,13 +3,14 @@ Table and curves of the runs that ``benchmarks/learning.py`` left.
 
     python benchmarks/learning_report.py
 
-Prints a Markdown table of the last common evaluation (mean over seeds, in brackets each seed) and writes
+Prints a Markdown table of the last evaluation (mean over seeds, in brackets each seed) and writes
 results/learning/<env>.png: mean over seeds, every seed as a thin line. Unfinished runs (``*.partial.csv``) are left out of the
 table and drawn dotted.
 """
 
 import argparse
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=str(Path(__file__).parent / "results" / "learning"))
     args = parser.parse_args()
-    print("| environment | variant | seeds | steps | deterministic | stochastic | training seconds |\n" + "|---" * 7 + "|")
+    print(
+        "| environment | variant | seeds | steps | deterministic | stochastic | training seconds | commits |\n"
+        + "|---" * 8
+        + "|"
+    )
     for folder in sorted(path for path in Path(args.results).iterdir() if path.is_dir()):
         finished = variants_of(folder, "*_seed*[0-9].csv")
         unfinished = variants_of(folder, "*.partial.csv")
@@ -66,7 +71,9 @@ def main() -> None:
             for evaluation in EVALUATIONS:
                 returns = last[f"{evaluation}_mean"]
                 cells.append(f"{np.mean(returns):.0f} ({', '.join(f'{value:.0f}' for value in returns)})")
-            print("| " + " | ".join([*cells, f"{np.mean(last['seconds']):.0f}"]) + " |")
+            reports = [json.loads((folder / f"{variant}_seed{seed}.json").read_text()) for seed in seeds]
+            commits = ", ".join(sorted({report["commit"][:7] for report in reports}))
+            print("| " + " | ".join([*cells, f"{np.mean(last['seconds']):.0f}", commits]) + " |")
 
 
 if __name__ == "__main__":

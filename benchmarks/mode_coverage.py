@@ -27,9 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from provenance import provenance
-
-from sb3_diffusion.evaluation import run_all
+from sb3_diffusion.evaluation import provenance, run_all
 
 
 class Algorithm(NamedTuple):

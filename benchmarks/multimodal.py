@@ -20,9 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-
-from sb3_diffusion.evaluation import run_all
+from sb3_diffusion.evaluation import provenance, run_all
 
 ENVS = {"bandit": "BimodalBandit-v0", "turning": "TurningDoubleWell-v0"}
 VARIANTS = ("diffsac", "diffsac-fullchain", "sac")

@@ -27,7 +27,6 @@ import numpy as np
 import stable_baselines3.sac.sac as sb3_sac
 import torch as th
 from memory import peak_megabytes
-from provenance import provenance
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_diffusion.diffsac.diffsac as diffsac_module
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion.evaluation import provenance
 
 BATCHES = (1, 16, 256)
 WARM_UP = 300

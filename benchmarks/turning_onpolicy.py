@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from provenance import provenance
 
-from sb3_diffusion.evaluation import run_all
+from sb3_diffusion.evaluation import provenance, run_all
 
 VARIANTS = ("diffppo", "diffppo-zero-temperature", "ppo")
 SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=5, learning_rate=1e-3, gamma=0.9)
@@ -34,7 +33,13 @@ def annealed_temperature(progress_remaining: float) -> float:
 
 def run_one(variant: str, seed: int, out: Path) -> str:
     target = out / f"{variant}_seed{seed}.json"
+    kwargs = SETTINGS | {"ent_coef": annealed_temperature if variant == "diffppo" else 0.0, "seed": seed, "device": "cpu"}
+    settings = {"variant": variant, "seed": seed, "steps": STEPS, "n_envs": N_ENVS}
+    settings |= {name: getattr(value, "__name__", value) for name, value in kwargs.items()}
     if target.exists():
+        previous = json.loads(target.read_text())["settings"]
+        if previous != settings:
+            raise ValueError(f"{target} was made with {previous}, not {settings}; delete it or choose another --out")
         return f"{variant} seed {seed}: done before"
     import torch as th
     from stable_baselines3 import PPO
@@ -45,7 +50,6 @@ def run_one(variant: str, seed: int, out: Path) -> str:
 
     th.set_num_threads(1)
     env = make_vec_env("TurningDoubleWell-v0", n_envs=N_ENVS, seed=seed)
-    kwargs = SETTINGS | {"ent_coef": annealed_temperature if variant == "diffppo" else 0.0, "seed": seed, "device": "cpu"}
     model = (PPO if variant == "ppo" else DiffPPO)("MlpPolicy", env, policy_kwargs={"net_arch": [64, 64]}, **kwargs)
     start = time.perf_counter()
     model.learn(STEPS, log_interval=1_000_000)
@@ -58,8 +62,6 @@ def run_one(variant: str, seed: int, out: Path) -> str:
     }
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(target.with_suffix(".npz"), actions=mass.actions[..., :N_SAVED].astype(np.float16))
-    settings = {"variant": variant, "seed": seed, "steps": STEPS, "n_envs": N_ENVS}
-    settings |= {name: getattr(value, "__name__", value) for name, value in kwargs.items()}
     target.write_text(json.dumps({"settings": settings, **provenance(), "metrics": metrics}, indent=1) + "\n")
     return f"{variant} seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 

@@ -8,11 +8,12 @@ Writes forward_and_reverse_kl.csv (bandit: total variation to the exact density 
 entropy of their shares, return; MuJoCo: return of sampled and of deterministic actions) and forward_and_reverse_kl.png to
 --out. A finished run is not repeated.
 
-FOUND
+What was found: not run with these settings yet.
 """
 
 import argparse
 import csv
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,11 @@ def falling(learning_rate: float, progress: float) -> float:
 
 def train(env_id: str, objective: str, seed: int) -> dict[str, float]:
     th.set_num_threads(1)
-    settings = dict(SETTINGS[env_id])
+    settings = deepcopy(SETTINGS[env_id])  # SB3 writes into policy_kwargs
     steps = settings.pop("steps")
     if env_id in FINAL_TEMPERATURE:
         settings["ent_coef"] = lambda progress: temperature(env_id, progress)
         settings["learning_rate"] = lambda progress, first=settings["learning_rate"]: falling(first, progress)
-        settings["policy_kwargs"] = dict(settings["policy_kwargs"])
     env = make_vec_env(env_id, seed=seed)
     model = DiffSAC("MlpPolicy", env, objective=objective, seed=seed, device="cpu", **settings)
     model.learn(steps, log_interval=1_000_000)

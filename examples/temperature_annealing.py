@@ -7,12 +7,13 @@ equally good and a policy that commits early keeps one of them.
 Writes temperature_annealing.csv (temperature, path entropy and mean reward of every rollout; the smallest share of either turn
 in any heading at the end) and temperature_annealing.png to --out. A finished run is not repeated.
 
-FOUND
+What was found: not run with these settings yet.
 """
 
 import argparse
 import csv
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Curve(BaseCallback):
 def train(schedule: str, seed: int, steps: int) -> dict[str, Any]:
     th.set_num_threads(1)
     env = make_vec_env("TurningDoubleWell-v0", n_envs=N_ENVS, seed=seed)
-    settings = SETTINGS | {"policy_kwargs": dict(SETTINGS["policy_kwargs"])}
+    settings = deepcopy(SETTINGS)  # SB3 writes into policy_kwargs
     model = DiffPPO("MlpPolicy", env, ent_coef=SCHEDULES[schedule], seed=seed, device="cpu", **settings)
     curve = Curve()
     model.learn(steps, callback=curve, log_interval=1_000_000)

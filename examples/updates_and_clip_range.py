@@ -8,7 +8,7 @@ the more steps it has. Writes updates_and_clip_range.csv (return of the last fif
 closed-form divergence of a chain in an update and of the share of clipped ratios) and updates_and_clip_range.png to --out. A
 finished run is not repeated.
 
-FOUND
+What was found: not run with these settings yet.
 """
 
 import argparse

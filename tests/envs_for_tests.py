@@ -99,11 +99,11 @@ class AsDict(gym.ObservationWrapper):
 class BatchNormDropoutExtractor(BaseFeaturesExtractor):
     """Features that depend on the training mode: batch normalisation and dropout."""
 
-    def __init__(self, observation_space: spaces.Box, features_dim: int = 6):
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 6, dropout: float = 0.5):
         super().__init__(observation_space, features_dim)
         self.linear = nn.Linear(int(np.prod(observation_space.shape)), features_dim)
         self.batch_norm = nn.BatchNorm1d(features_dim)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.dropout(self.batch_norm(self.linear(observations)))

@@ -20,6 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import Normal
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
+from sb3_diffusion.diffppo import buffers
+from sb3_diffusion.diffppo.buffers import ChainRolloutSamples
 from sb3_diffusion.envs import AugmentedMDP
 
 SMALL: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
@@ -275,8 +277,9 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
     One state, rewards of zero: the policy gradient with the noising kernel's own part, against finite differences of the mean
     log-ratio on the same random numbers.
     """
-    model = make(policy_kwargs=dict(diffusion_steps=2))
+    model = make(policy_kwargs=dict(diffusion_steps=2), normalize_advantage=False, vf_coef=0.0)
     scatter_weights(model.policy, 0.3)
+    model.rollout_buffer.ent_coef = 1.0
     policy, n, seeds = model.policy, 100_000, (0, 1, 2, 3)
     observations = th.zeros(n, 3)
     parameters = [policy.actor.mu.bias, policy.actor.denoiser.body[-1].bias]  # type: ignore[union-attr]
@@ -292,11 +295,17 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
     ours = th.zeros(4)
     for seed in seeds:
         chains, to_come = path(seed)
-        evaluation = policy.evaluate_chains(observations, chains)
+        with th.no_grad():
+            old = policy.evaluate_chains(observations, chains)
         # Minus the advantage: what is to come from decision k on, with a function of x^k as the baseline
         prior = Normal(0.0, 1.0).log_prob(chains[:, 1:]).sum(dim=2)
         cost = to_come - prior
-        loss = (evaluation.log_prob * (cost - cost.mean(dim=0)) - evaluation.noising_log_prob).sum(dim=1).mean()
+        advantages = cost.mean(dim=0) - cost
+        data = ChainRolloutSamples(
+            observations, chains, old.values, old.log_prob, advantages, old.values,
+            old.noising_log_prob, old.means, old.log_stds, to_come[:, -1],
+        )  # fmt: skip
+        loss = 2 * model._losses(data, 0.2, None).loss  # a mean over two steps, of which the path is the sum
         ours += th.cat([gradient[:2] for gradient in th.autograd.grad(loss, parameters)]) / len(seeds)  # type: ignore[arg-type]
     expected = []
     for parameter in parameters:
@@ -308,6 +317,94 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
                 means.append(float(path(0)[1][:, -1].mean()))
             expected.append((means[0] - means[1]) / 0.04)
     assert ours.tolist() == pytest.approx(expected, abs=0.12)
+
+
+@pytest.mark.parametrize("latents_per_state", [None, 2])
+@pytest.mark.parametrize("normalize_advantage", [True, False])
+def test_the_loss_is_ppos_for_every_chosen_step(latents_per_state: int | None, normalize_advantage: bool) -> None:
+    """Value and gradient, written out row by row, after an update that clips some ratios on either side."""
+    clip_range, clip_range_vf, ent_coef = 0.1, 0.05, 0.3
+    model = make(ent_coef=ent_coef, latents_per_state=latents_per_state, normalize_advantage=normalize_advantage, vf_coef=0.7)
+    policy = collect(model).policy
+    scatter_weights(policy, 0.02, seed=5)
+    data = next(model.rollout_buffer.get(16))
+    th.manual_seed(6)
+    losses = model._losses(data, clip_range, clip_range_vf)
+    th.manual_seed(6)
+    chosen = model._choose_steps(16)
+    steps = th.arange(1, 5).expand(16, -1) if chosen is None else chosen
+    everything = policy.evaluate_chains(data.observations, data.chains)
+    pairs = [(row, int(k) - 1) for row in range(16) for k in steps[row]]
+
+    advantages = {}
+    for i in pairs:
+        log_ratio = (everything.log_prob[i] - everything.noising_log_prob[i]).item()
+        advantages[i] = data.advantages[i] - ent_coef * (log_ratio - (data.old_log_prob[i] - data.old_noising_log_prob[i]))
+    values = th.stack(list(advantages.values()))
+    shift, scale = (values.mean(), values.std() + 1e-8) if normalize_advantage else (0.0, 1.0)
+    policy_loss = value_loss = th.zeros(())
+    seen = set()
+    for i in pairs:
+        ratio, advantage = (everything.log_prob[i] - data.old_log_prob[i]).exp(), (advantages[i] - shift) / scale
+        outside = "high" if ratio > 1 + clip_range else "low" if ratio < 1 - clip_range else "inside"
+        clipped = bool((outside == "high" and advantage > 0) or (outside == "low" and advantage < 0))
+        seen.add((outside, clipped))
+        if not clipped:
+            reward_part = ent_coef / scale * ratio.detach() * everything.noising_log_prob[i]
+            policy_loss = policy_loss - ratio * advantage - reward_part
+        else:
+            policy_loss = policy_loss - (1 + clip_range if outside == "high" else 1 - clip_range) * advantage
+        change = (everything.values[i] - data.old_values[i]).clamp(-clip_range_vf, clip_range_vf)
+        value_loss = value_loss + (data.old_values[i] + change - data.returns[i]) ** 2
+    assert len(seen) >= 4  # all kinds but one, when advantages are not centred
+    expected = (policy_loss + 0.7 * value_loss) / len(pairs)
+    assert losses.loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    parameters = list(policy.parameters())
+    ours, theirs = (th.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+                    for loss in (losses.loss, expected))  # fmt: skip
+    assert max(float(gradient.abs().max()) for gradient in theirs) > 1e-2
+    for own, other in zip(ours, theirs, strict=True):
+        th.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("env", [None, "image"])
+def test_a_rollout_evaluated_in_parts_is_the_same(env: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = []
+    for at_once in (1024, 5):
+        monkeypatch.setattr(buffers, "EVALUATED_AT_ONCE", at_once)
+        if env == "image":
+            images = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+            model = make(AsDict(AnyObservationEnv(images)), "MultiInputPolicy")
+        else:
+            model = make(make_vec_env(StrictBoxEnv, n_envs=3))
+        buffer = collect(model).rollout_buffer
+        arrays.append([buffer.values, buffer.log_probs, buffer.advantages, buffer.returns, buffer.path_log_probs])
+    for whole, parts in zip(*arrays, strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-4)
+
+
+def test_steps_that_no_minibatch_has_leave_the_logged_means_finite() -> None:
+    model = make(policy_kwargs=dict(diffusion_steps=16), latents_per_state=1, target_kl=1e-9, batch_size=8)
+    model.learn(32)
+    values = model.logger.name_to_value
+    assert math.isfinite(values["train/approx_kl"]) and math.isfinite(values["train/clip_fraction"])
+
+
+def test_every_learn_starts_its_temperature_anew_and_overshooting_the_end_is_no_error() -> None:
+    model = make(ent_coef="lin_0.2")
+    seen = []
+
+    class Read(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            seen.append(round(self.model.rollout_buffer.ent_coef, 3))  # type: ignore[attr-defined]
+
+    model.learn(20, callback=Read())
+    model.learn(48, callback=Read())
+    assert seen == [0.2, 0.04, 0.2, 0.133, 0.067]
+    make(ent_coef=lambda progress: 0.2 * progress).learn(20).learn(20)
 
 
 def test_a_time_limit_is_bootstrapped_and_a_termination_is_not() -> None:

@@ -1,12 +1,13 @@
 """DiffWPO: its gradient against written-out Wasserstein policy optimisation and against DiffSAC's, and its trust region."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from conftest import scatter_weights
-from envs_for_tests import StrictBoxEnv
+from envs_for_tests import BatchNormDropoutExtractor, StrictBoxEnv
 from stable_baselines3 import SAC
 from torch.distributions import Normal
 
@@ -109,6 +110,36 @@ def test_one_step_that_forgets_the_latent_is_wasserstein_policy_optimisation_of_
         th.testing.assert_close(own, other, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_without_the_fisher_factor_the_gradient_is_that_of_the_slopes_product(diffusion: str) -> None:
+    """``Σ (τ D - g) · ∇_a log q_θ(a)`` by autograd twice, with Q_k as a function of the decision, and the noising part."""
+    model = build(policy_kwargs=DIFFUSIONS[diffusion], fisher_rescale=False)
+    states, chains = sample(model)
+    th.manual_seed(4)
+    ours = gradients(model, model._actor_losses(states, chains, th.tensor(ENT_COEF))["actor_loss"])
+    th.manual_seed(4)
+    steps, rows, _ = chains.actor_levels
+    mean, log_std = model.actor.reverse_kernel(states[rows], chains.actor_latents, steps)
+    location, log_scale = model.actor.readout(states[rows])
+    last = (steps == 1).unsqueeze(1)
+    location, log_scale = location * last, log_scale * last
+    decision_kernel = Normal(location + log_scale.exp() * mean, (log_scale + log_std).exp())
+    decision = (decision_kernel.mean + decision_kernel.stddev * th.randn_like(mean)).detach().requires_grad_()
+    previous = (decision - location) / log_scale.exp()
+    tables = model.actor.schedule().at(steps)
+    noising = Normal(tables.retain * previous, tables.noise_std).log_prob(chains.actor_latents).sum(dim=1)
+    log_prob = decision_kernel.log_prob(decision).sum(dim=1)
+    log_ratio = log_prob - noising - (th.log(1 - th.tanh(decision) ** 2) * last).sum(dim=1)
+    values = model._decision_values(states, states, decision, chains, th.tensor(ENT_COEF))
+    (slope,) = th.autograd.grad((ENT_COEF * log_ratio - values).sum(), decision, retain_graph=True)
+    (score,) = th.autograd.grad(log_prob.sum(), decision, create_graph=True)
+    loss = ((slope * score).sum() - ENT_COEF * noising.sum()) / len(rows)
+    expected = gradients(model, loss)
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1e-3
+    for own, other in zip(ours, expected, strict=True):
+        th.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
 def test_the_action_gradient_reaches_no_critic() -> None:
     model = build()
     states, chains = sample(model)
@@ -162,12 +193,18 @@ def test_the_multiplier_grows_until_the_policy_stays_within_the_bound() -> None:
 
 
 def test_the_multiplier_stays_in_its_bounds_and_comes_back() -> None:
-    model = build(target_kl=100.0)
+    model = build(target_kl=1e-6, target_actor_interval=10_000)
     model.learn(20)
+    scatter_weights(model.actor, 0.05)
+    for start, bound in ((-50.0, np.log(1e-2)), (50.0, np.log(1e4))):
+        with th.no_grad():
+            model.log_kl_coef.fill_(start)
+        model.train(1, batch_size=8)
+        assert model.log_kl_coef.item() == pytest.approx(bound)
     with th.no_grad():
-        model.log_kl_coef.fill_(-50.0)
-    model.train(1, batch_size=8)
-    assert model.log_kl_coef.item() == pytest.approx(np.log(1e-2))
+        model.log_kl_coef.fill_(np.log(1e-2))
+    model.train(20, batch_size=8)
+    assert model.log_kl_coef.item() > np.log(1e-2) + 0.1
 
 
 def test_the_older_actor_is_copied_at_the_interval() -> None:
@@ -195,7 +232,37 @@ def test_without_a_trust_region_nothing_of_it_is_left() -> None:
     model.actor_target = None
     states, chains = sample(model)
     assert set(model._actor_losses(states, chains, th.tensor(ENT_COEF))) == {"actor_loss"}
-    assert model.log_kl_coef is None and "kl_coef_optimizer" not in model.get_parameters()
+    before = model.log_kl_coef.item()
+    model.actor_target = model.policy.actor_target
+    model.learn(20)
+    assert model.log_kl_coef.item() == before
+
+
+def test_a_model_with_a_trust_region_loads_into_one_without_and_back(tmp_path: Path) -> None:
+    model = build().learn(12)
+    model.save(tmp_path / "model")
+    loaded = DiffWPO.load(tmp_path / "model", env=model.env, target_kl=None).learn(12)
+    loaded.save(tmp_path / "without")
+    again = DiffWPO.load(tmp_path / "without", env=model.env, target_kl=0.5).learn(12)
+    assert (loaded.target_kl, again.target_kl) == (None, 0.5)
+
+
+def test_batch_normalisation_does_not_look_like_a_divergence() -> None:
+    extractor = dict(features_extractor_class=BatchNormDropoutExtractor, features_extractor_kwargs=dict(dropout=0.0))
+    model = build(policy_kwargs=extractor, learning_rate=0.0)
+    model.actor_target.load_state_dict(model.actor.state_dict())
+    model.learn(30)
+    assert any(isinstance(module, th.nn.BatchNorm1d) for module in model.actor_target.modules())
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-4)
+    model.predict(np.zeros(3, np.float32))
+    assert not model.actor_target.training
+
+
+def test_it_knows_no_other_objective(tmp_path: Path) -> None:
+    model = build()
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"objective='forward_kl' .*'reverse_kl'"):
+        DiffWPO.load(tmp_path / "model", objective="forward_kl")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The commands that make the table of mode coverage and the picture of the bound: small runs of both."""
+"""The commands that make tables and pictures: small runs of the benchmark of mode coverage and of the examples."""
 
 import csv
 import importlib
@@ -83,3 +83,66 @@ def test_the_example_of_bound_tightness_leaves_a_table_in_which_the_bound_is_nev
         assert marginal > 0 and slack > -1e-6 and slack == pytest.approx(path - marginal)
     assert len({row["path_divergence"] for row in rows}) > 20
     assert (tmp_path / "results" / "bound_tightness.png").stat().st_size > 10_000
+
+
+def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """An example as a module."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_example_of_temperature_annealing_tabulates_every_rollout_of_every_schedule(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = example("temperature_annealing", monkeypatch)
+    monkeypatch.setitem(module.SETTINGS, "n_steps", 16)
+    for schedule in module.SCHEDULES:
+        assert "smallest share" in module.run_one(schedule, 4, 384, tmp_path)
+    module.summarise([4], 384, tmp_path)
+    rows = table(tmp_path / "temperature_annealing.csv")
+    assert [row["schedule"] for row in rows] == [name for name in module.SCHEDULES for _ in range(3)]
+    temperatures = [float(row["ent_coef"]) for row in rows]
+    assert temperatures[:3] == [0.02] * 3
+    assert temperatures[3:6] == pytest.approx([0.5, 0.34, 0.18], rel=1e-3)
+    assert temperatures[6:] == pytest.approx([0.5, 0.5 * 0.04 ** (1 / 3), 0.5 * 0.04 ** (2 / 3)], rel=1e-3)
+    assert [bool(row["smallest_share"]) for row in rows] == [False, False, True] * 3
+    assert (tmp_path / "temperature_annealing.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match=r"was made with .* delete it or choose another folder"):
+        module.run_one("constant 0.02", 4, 500, tmp_path)
+
+
+def test_the_example_of_updates_and_clip_range_tabulates_its_grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = example("updates_and_clip_range", monkeypatch)
+    monkeypatch.setitem(module.SETTINGS, "n_steps", 200)
+    monkeypatch.setattr(module, "EPOCHS", (1, 2))
+    monkeypatch.setattr(module, "CLIP_RANGES", (0.001, 0.4))
+    for job in [(2, epochs, clip, 0) for epochs in (1, 2) for clip in (0.001, 0.4)]:
+        assert "clip_fraction" in module.run_one(*job, 1600, tmp_path)
+    module.summarise([0], [2], 1600, tmp_path)
+    rows = {(row["n_epochs"], row["clip_range"]): row for row in table(tmp_path / "updates_and_clip_range.csv")}
+    assert rows.keys() == {("1", "0.001"), ("1", "0.4"), ("2", "0.001"), ("2", "0.4")}
+    assert all(-2000 < float(row["mean_return"]) < 0 for row in rows.values())
+    assert float(rows["2", "0.001"]["clip_fraction"]) > float(rows["2", "0.4"]["clip_fraction"])
+    assert (tmp_path / "updates_and_clip_range.png").stat().st_size > 10_000
+
+
+def test_the_example_of_both_divergences_tabulates_each_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = example("forward_and_reverse_kl", monkeypatch)
+    for settings in module.SETTINGS.values():
+        settings |= {"steps": 40, "learning_starts": 20, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}}
+    for env_id in module.SETTINGS:
+        for objective in module.OBJECTIVES:
+            assert objective in module.run_one(env_id, objective, 0, tmp_path)
+    module.summarise(list(module.SETTINGS), [0], tmp_path)
+    rows = table(tmp_path / "forward_and_reverse_kl.csv")
+    assert len(rows) == 2 * sum(len(columns) for columns in module.COLUMNS.values())
+    assert len({row["value"] for row in rows if row["metric"] == "total_variation"}) == 2
+    assert module.temperature("MultiGoal2D-v0", 1.0) == 10 and module.temperature("MultiGoal2D-v0", 0.2) == 5
+    assert (module.falling(1e-3, 0.5), module.falling(1e-3, 0.25)) == (1e-3, 5e-4)
+    assert (tmp_path / "forward_and_reverse_kl.png").stat().st_size > 10_000

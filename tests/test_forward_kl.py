@@ -91,6 +91,20 @@ def test_proposals_are_weighted_to_the_optimal_policys_means(monkeypatch: pytest
     assert th.equal(seen[0].bincount()[1:], th.full((4,), n // 4))
 
 
+def test_all_steps_are_trained_where_there_are_more_steps_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(batch_size=8, policy_kwargs=dict(diffusion_steps=32))
+    seen: list[int] = []
+    bound = model.actor.log_likelihood_bound
+
+    def record(features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
+        seen.extend(steps.tolist())
+        return bound(features, actions, steps)
+
+    monkeypatch.setattr(model.actor, "log_likelihood_bound", record)
+    model.learn(40)
+    assert set(seen) == set(range(1, 33))
+
+
 def test_it_trains_the_actor_and_not_the_diffusion_value() -> None:
     model = build()
     model.learn(10)
@@ -106,8 +120,8 @@ def test_it_trains_the_actor_and_not_the_diffusion_value() -> None:
     ("arguments", "message"),
     [
         (dict(objective="kl"), r"objective='kl' .*'reverse_kl', 'forward_kl'"),
-        (dict(ent_coef=0.0), r"objective='forward_kl' with ent_coef=0.0 must be a finite number > 0"),
-        (dict(ent_coef=lambda progress: progress - 1), r"ent_coef\(1.0\)=0.0 must be a finite number > 0"),
+        (dict(ent_coef=0.0), r"ent_coef=0.0 must be a finite number > 0"),
+        (dict(ent_coef=lambda progress: 0.1 * progress), r"ent_coef\(0\)=0.0 must be a finite number > 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

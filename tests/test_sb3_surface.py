@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -529,6 +530,20 @@ def test_a_scheduled_temperature_follows_its_schedule(make_model: MakeModel, tmp
     loaded = type(model).load(tmp_path / "model", env=model.env)
     loaded.learn(10, reset_num_timesteps=False, log_interval=None)
     assert 0.1 <= loaded.logger.name_to_value["train/ent_coef"] < 0.5
+
+
+def test_a_temperature_that_ends_at_zero_survives_steps_beyond_the_end(make_model: MakeModel) -> None:
+    model = make_model(ent_coef=lambda progress: 0.2 * progress, train_freq=16).learn(30)
+    assert model._current_progress_remaining < 0 and model.ent_coef_tensor.item() == 0
+
+
+def test_a_copy_trains_its_own_networks(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(th, "compile", lambda function, **_: function)
+    model = make_model(torch_compile=True).learn(12)
+    copy = deepcopy(model)
+    before = networks(model), networks(copy)
+    copy.train(2, batch_size=8)
+    assert not differing(before[0], networks(model)) and differing(before[1], networks(copy))
 
 
 def test_the_automatic_target_entropy_is_minus_the_number_of_action_dimensions(make_model: MakeModel) -> None:

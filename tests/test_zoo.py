@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import rl_zoo3
+import torch as th
 import yaml
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -60,6 +61,8 @@ def test_every_entry_constructs_its_algorithm(algo: str, env_id: str) -> None:
     except ImportError as error:
         pytest.skip(f"{env_id} is not installed: {error}")
     arguments = {key: value for key, value in hyperparameters(algo)[env_id].items() if key not in ZOO_KEYS}
+    if isinstance(arguments.get("policy_kwargs"), str):
+        arguments["policy_kwargs"] = eval(arguments["policy_kwargs"], {"nn": th.nn})  # as rl-zoo3 does
     if issubclass(ALGORITHMS[algo], OffPolicyAlgorithm):
         arguments["buffer_size"] = 1  # Memory for a replay buffer is not what is tested.
     model = ALGORITHMS[algo](env=env, device="cpu", **arguments)

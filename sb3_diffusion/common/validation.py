@@ -1,7 +1,7 @@
 """Clear refusals of arguments out of range, before any training starts."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
 
@@ -40,3 +40,26 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown; allowed: {allowed}")
+
+
+def scheduled(name: str, schedule: Callable[[float], float], progress_remaining: float, exclusive: bool = False) -> float:
+    """
+    The value of a schedule. SB3's remaining progress runs below 0 where the last rollout is longer than what was left.
+
+    :param name: the argument that the schedule was given for
+    :param schedule: a function of the remaining progress, 1 … 0
+    :param progress_remaining: as SB3 gives it
+    :param exclusive: whether 0 is refused
+    :return: a number of at least 0
+    :raises ValueError: naming argument, value and what is allowed
+    """
+    progress = min(1.0, max(0.0, progress_remaining))
+    value = schedule(progress)
+    check_number(f"{name}({progress:g})", value, 0, exclusive=exclusive)
+    return value
+
+
+def check_schedule(name: str, schedule: Callable[[float], float], exclusive: bool = False) -> None:
+    """Refuse a schedule whose first or last value :func:`scheduled` would refuse."""
+    for progress in (1.0, 0.0):
+        scheduled(name, schedule, progress, exclusive)

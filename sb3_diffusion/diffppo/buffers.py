@@ -75,7 +75,7 @@ class ChainRollouts(RolloutBuffer):
         if self.pos == 0:
             self.chains = np.zeros((self.buffer_size, *log_prob.shape), dtype=np.float32)
         self.chains[self.pos] = log_prob.cpu().numpy()
-        super().add(obs, action, reward, episode_start, value, value.flatten())
+        super().add(obs, action, reward, episode_start, value, th.full_like(value, th.nan).flatten())
 
     @th.no_grad()
     def _evaluate_chains(self) -> None:

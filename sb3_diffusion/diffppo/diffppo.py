@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_diffusion.common.saving import SafeSaveMixin
-from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.common.validation import check_number, check_schedule, scheduled
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -42,8 +42,9 @@ class DiffPPO(SafeSaveMixin, PPO):
 
         - min(ρ_k Â_k, clip(ρ_k, 1 - ε, 1 + ε) Â_k),      Â_k = A_k + τ (ℓ_k^old - ℓ_k(θ)) without a gradient,
 
-    and ``-τ log π_θ(x^k | x^{k-1})`` where the clip is inactive. τ = 0 is DPPO (arXiv 2409.00588). One row of a minibatch is
-    an environment step with κ of its K diffusion steps, so there are as many optimizer steps as in PPO.
+    and ``-τ ρ_k log π_θ(x^k | x^{k-1})`` where the clip is inactive (ρ_k without a gradient). τ = 0 is DPPO (arXiv
+    2409.00588). One row of a minibatch is an environment step with κ of its K diffusion steps, so there are as many optimizer
+    steps as in PPO.
 
     Parameters not listed are those of :class:`stable_baselines3.PPO`, in the same order.
 
@@ -165,7 +166,9 @@ class DiffPPO(SafeSaveMixin, PPO):
                     f"ent_coef={self.ent_coef!r} is unknown; allowed: 'auto', 'auto_<number > 0>', 'lin_<number > 0>', "
                     "a number >= 0, or a function of the remaining progress"
                 )
-        elif not callable(self.ent_coef):
+        elif callable(self.ent_coef):
+            check_schedule("ent_coef", self.ent_coef)
+        else:
             check_number("ent_coef", self.ent_coef, 0)
         if isinstance(self.target_entropy, str):
             if self.target_entropy != "auto":
@@ -210,14 +213,14 @@ class DiffPPO(SafeSaveMixin, PPO):
     def _current_ent_coef(self) -> float:
         if self.log_ent_coef is not None:
             return math.exp(self.log_ent_coef.item())
-        value = self._ent_coef_schedule(self._current_progress_remaining)
-        check_number(f"ent_coef({self._current_progress_remaining})", value, 0)
-        return value
+        return scheduled("ent_coef", self._ent_coef_schedule, self._current_progress_remaining)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         assert isinstance(rollout_buffer, ChainRollouts)
+        # SB3 does so only after the rollout: the first one would have the last progress of an earlier ``learn``.
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         # At the end of SB3's method the buffer evaluates the chains and computes soft advantages.
         rollout_buffer.policy, rollout_buffer.ent_coef = self.policy, self._current_ent_coef()
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -293,8 +296,8 @@ class DiffPPO(SafeSaveMixin, PPO):
         policy_loss = loss = -th.min(unclipped, clipped).mean()
         if ent_coef > 0:
             # The noising kernel moves with the read-out and a learned schedule: the part of the reward that depends on θ
-            active = (unclipped <= clipped) / scale
-            loss = loss - ent_coef * (active * evaluation.noising_log_prob).mean()
+            weight = (unclipped <= clipped) * ratio.detach() / scale
+            loss = loss - ent_coef * (weight * evaluation.noising_log_prob).mean()
         values = evaluation.values
         if clip_range_vf is not None:
             values = data.old_values + th.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
@@ -311,8 +314,8 @@ class DiffPPO(SafeSaveMixin, PPO):
         self.logger.record("train/loss", means.loss.item())
         self.logger.record("train/policy_gradient_loss", means.policy_gradient_loss.item())
         self.logger.record("train/value_loss", means.value_loss.item())
-        self.logger.record("train/approx_kl", means.kl.sum().item())
-        self.logger.record("train/clip_fraction", means.clip_fraction.mean().item())
+        self.logger.record("train/approx_kl", means.kl.nanmean().item() * len(means.kl))
+        self.logger.record("train/clip_fraction", means.clip_fraction.nanmean().item())
         for i, (kl, clip_fraction) in enumerate(zip(means.kl.tolist(), means.clip_fraction.tolist(), strict=True)):
             self.logger.record(f"train/approx_kl_{i + 1}", kl)
             self.logger.record(f"train/clip_fraction_{i + 1}", clip_fraction)

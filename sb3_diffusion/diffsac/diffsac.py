@@ -18,7 +18,7 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.compiling import compiled_or_eager
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
-from sb3_diffusion.common.validation import check_choice, check_number
+from sb3_diffusion.common.validation import check_choice, check_number, check_schedule, scheduled
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import log_det_tanh, read_out, remaining_signal, squashed_readout, telescoped_log_ratio
 
@@ -73,25 +73,24 @@ def stratified_levels(batch_size: int, n_levels: int, per_state: int, offset: in
 
 
 @lru_cache(maxsize=256)
+@lru_cache(maxsize=256)
 def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: int, device: th.device) -> Levels:
     """
-    The levels that the actor is trained on: every second state gets the step k = 1, where the read-out learns and the critics
-    judge the action itself, the rest of the κ steps of a state are spread evenly over the others.
+    The levels that the actor is trained on. At least every second state gets the step k = 1: only there the read-out learns.
+    The other rows are spread evenly over the other steps; for κ ≥ K / 2 all rows are spread evenly over all steps.
 
     :param batch_size: B
     :param diffusion_steps: K
-    :param per_state: κ; for κ ≥ K / 2 all steps are spread evenly
+    :param per_state: κ, how many different steps each state gets
     :param offset: shifts the assignment
     :param device: of the returned tensors
     :return: N = B · κ levels
     """
     if 2 * per_state >= diffusion_steps:
-        return stratified_levels(batch_size, diffusion_steps, per_state, offset, device)
-    states = th.arange(batch_size)
-    first = (states + offset) % 2 == 0
-    turn = ((states + offset) // 2).unsqueeze(1) + th.arange(per_state)
-    steps = turn % (diffusion_steps - 1) + 2
-    steps[first, 0] = 1
+        return stratified_levels(batch_size, diffusion_steps, per_state, offset % diffusion_steps, device)
+    turns = th.arange(batch_size) + offset
+    steps = ((turns // 2).unsqueeze(1) + th.arange(per_state)) % (diffusion_steps - 1) + 2
+    steps[turns % 2 == 0, 0] = 1
     steps, order = steps.flatten().sort(stable=True)
     return Levels(steps.to(device), (order // per_state).to(device), int((steps == 1).sum()))
 
@@ -274,6 +273,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         check_number("gradient_steps", self.gradient_steps, -1, integer=True)
         check_number("n_steps", self.n_steps, 1, integer=True)
         check_number("target_update_interval", self.target_update_interval, 1, integer=True)
+        check_choice("objective", self.objective, OBJECTIVES)
         if isinstance(self.ent_coef, str):
             prefix, _, initial = self.ent_coef.partition("_")
             try:
@@ -285,15 +285,14 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
                     f"ent_coef={self.ent_coef!r} is unknown; allowed: 'auto', 'auto_<number > 0>', a number >= 0, "
                     "or a function of the remaining progress"
                 )
-        elif not callable(self.ent_coef):
-            check_number("ent_coef", self.ent_coef, 0)
+        elif callable(self.ent_coef):
+            check_schedule("ent_coef", self.ent_coef, exclusive=self.objective == "forward_kl")
+        else:
+            check_number("ent_coef", self.ent_coef, 0, exclusive=self.objective == "forward_kl")
         if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
             raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         if not isinstance(self.target_entropy, str):
             check_number("target_entropy", self.target_entropy, -math.inf)
-        check_choice("objective", self.objective, OBJECTIVES)
-        if self.objective == "forward_kl" and not isinstance(self.ent_coef, str) and not callable(self.ent_coef):
-            check_number("objective='forward_kl' with ent_coef", self.ent_coef, 0, exclusive=True)
         check_choice("torch_compile", self.torch_compile, (False, True))
         frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
@@ -303,7 +302,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         ent_coef = self.ent_coef
         if callable(ent_coef):
             # SAC knows no schedule here: it gets the first value, train() sets the others.
-            self.ent_coef = self._scheduled_ent_coef(1.0)
+            self.ent_coef = ent_coef(1.0)
         super()._setup_model()
         self.ent_coef = ent_coef
         if not isinstance(self.policy, DiffusionSACPolicy):
@@ -312,22 +311,19 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         if self.log_ent_coef is not None:
             # SAC's, fused: this one number would take as long as a network.
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
-        self._evaluate_step: Callable[..., Evaluation] = self._evaluate
-        self._improve_step: Callable[..., Improvement] = self._improve
+        # Functions of the model, not bound to it: a copy of the model must train its own networks.
+        self._evaluate_step: Callable[..., Evaluation] = type(self)._evaluate
+        self._improve_step: Callable[..., Improvement] = type(self)._improve
         if self.torch_compile:
-            self._evaluate_step, self._improve_step = compiled_or_eager(self._evaluate), compiled_or_eager(self._improve)
-
-    def _scheduled_ent_coef(self, progress_remaining: float) -> float:
-        assert callable(self.ent_coef)
-        value = self.ent_coef(progress_remaining)
-        check_number(f"ent_coef({progress_remaining})", value, 0, exclusive=self.objective == "forward_kl")
-        return value
+            self._evaluate_step = compiled_or_eager(self._evaluate_step)
+            self._improve_step = compiled_or_eager(self._improve_step)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """SAC's ``train`` with the three losses of the class docstring."""
         self.policy.set_training_mode(True)
         if callable(self.ent_coef):
-            self.ent_coef_tensor.fill_(self._scheduled_ent_coef(self._current_progress_remaining))
+            exclusive = self.objective == "forward_kl"
+            self.ent_coef_tensor.fill_(scheduled("ent_coef", self.ent_coef, self._current_progress_remaining, exclusive))
         evaluation_optimizers, improvement_optimizers = self._evaluation_optimizers(), self._improvement_optimizers()
         evaluation_parameters, improvement_parameters = trainable(evaluation_optimizers), trainable(improvement_optimizers)
         self._update_learning_rate([*evaluation_optimizers, self.actor.optimizer])
@@ -338,9 +334,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             states = chain_states(replay_data)
             levels = self._levels(batch_size + n_own_states(batch_size), self._n_updates + gradient_step)
 
-            chains, ent_coef, losses, gradients = self._evaluate_step(replay_data, states, levels, evaluation_parameters)
+            chains, ent_coef, losses, gradients = self._evaluate_step(self, replay_data, states, levels, evaluation_parameters)
             self._optimize(evaluation_optimizers, evaluation_parameters, gradients)
-            improvement, gradients = self._improve_step(states, chains, ent_coef, improvement_parameters)
+            improvement, gradients = self._improve_step(self, states, chains, ent_coef, improvement_parameters)
             self._optimize(improvement_optimizers, improvement_parameters, gradients)
             self._update_targets(gradient_step)
 
@@ -426,8 +422,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _levels(self, n_chains: int, offset: int) -> tuple[Levels, Levels | None]:
         """Levels for actor and diffusion value; ``offset`` rotates which chain gets which."""
         steps = self.actor.diffusion_steps
-        period = steps if 2 * self.latents_per_state >= steps else 2 * (steps - 1)
-        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % period, self.device)
+        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % max(steps, 2 * steps - 2), self.device)
         value = stratified_levels(n_chains, steps - 1, 1, offset % (steps - 1), self.device) if steps > 1 else None
         return actor, value
 
@@ -509,7 +504,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _forward_kl_loss(self, states: TensorOrDict, ent_coef: th.Tensor) -> th.Tensor:
         """
         For some of the states, as many proposals of the current policy each as keep the number of rows, weighted by
-        ``exp(Q / τ)`` over their density. The weights are exact where the proposal is a whole chain: its density is known.
+        ``exp(Q / τ)`` over their path probability: exact on whole chains, for the target ``exp(Q / τ) Π_k π(x^k | x^{k-1})``.
         """
         features, critic_features = self._improvement_features(map_observations(lambda rows: rows[::N_PROPOSALS], states))
         features, critic_features = (rows.repeat_interleave(N_PROPOSALS, dim=0) for rows in (features, critic_features))
@@ -519,8 +514,10 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             log_weights = q_values / ent_coef - proposals.path_log_prob
             weights = log_weights.unflatten(0, (-1, N_PROPOSALS)).softmax(dim=1).flatten()
             actions = read_out(proposals.latents[0], proposals.location, proposals.log_scale)
-        steps = stratified_levels(len(features), self.actor.diffusion_steps, 1, 0, self.device).steps
-        log_likelihood = self.actor.log_likelihood_bound(features, actions, steps[th.randperm(len(steps), device=self.device)])
+        # Every step equally often, in the long run also where there are fewer rows than steps
+        offset = th.randint(self.actor.diffusion_steps, (1,), device=self.device)
+        steps = (th.randperm(len(features), device=self.device) + offset) % self.actor.diffusion_steps + 1
+        log_likelihood = self.actor.log_likelihood_bound(features, actions, steps)
         return -(weights * log_likelihood).sum() * N_PROPOSALS / len(features)
 
     def _improvement_features(self, states: TensorOrDict) -> tuple[th.Tensor, th.Tensor]:

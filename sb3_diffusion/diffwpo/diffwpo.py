@@ -56,11 +56,12 @@ class DiffWPO(DiffSAC):
     deviation. Where the noising kernel depends on θ (read-out, learned schedule), ``-τ log π_θ(x^k | a)`` joins. A trust
     region keeps the policy near an older copy: a learned multiplier bounds ``Σ_k KL(q_old ‖ q_θ)``, in closed form.
 
-    Parameters not listed are those of :class:`DiffSAC`.
+    Parameters not listed are those of :class:`DiffSAC`, without ``objective``.
 
     :param fisher_rescale: whether the gradient is multiplied by the inverse Fisher information; without it rows weigh 1/σ²
     :param action_gradient: "identity", or "cube_root" of each component of ``g``
-    :param target_kl: bound of the trust region in nats for a whole chain; None: no trust region
+    :param target_kl: bound of the trust region in nats for a whole chain; None: no trust region. Dropout in the networks
+        looks like a divergence; batch normalisation does not
     :param target_actor_interval: gradient steps between two copies of the actor
     :raises ValueError: for an argument out of range
     """
@@ -72,6 +73,8 @@ class DiffWPO(DiffSAC):
     }
     policy: DiffusionWPOPolicy
     actor_target: DiffusionActor
+    log_kl_coef: th.Tensor
+    kl_coef_optimizer: th.optim.Adam
 
     def __init__(
         self,
@@ -146,13 +149,13 @@ class DiffWPO(DiffSAC):
         self.action_gradient = action_gradient
         self.target_kl = target_kl
         self.target_actor_interval = target_actor_interval
-        self.log_kl_coef: th.Tensor | None = None
-        self.kl_coef_optimizer: th.optim.Adam | None = None
         if _init_setup_model:
             self._setup_model()
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        # Not an argument, but a file or a keyword of load could set it.
+        check_choice("objective", self.objective, ("reverse_kl",))
         check_choice("fisher_rescale", self.fisher_rescale, (False, True))
         check_choice("action_gradient", self.action_gradient, ACTION_GRADIENTS)
         if self.target_kl is not None:
@@ -163,9 +166,9 @@ class DiffWPO(DiffSAC):
         super()._setup_model()
         if not isinstance(self.policy, DiffusionWPOPolicy):
             raise ValueError(f"policy={self.policy_class!r} has no target actor; allowed: subclasses of DiffusionWPOPolicy")
-        if self.target_kl is not None:
-            self.log_kl_coef = th.zeros(1, device=self.device).requires_grad_(True)
-            self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=KL_COEF_LEARNING_RATE, fused=True)
+        # Also without a trust region, so that a model that has one loads into one that has none.
+        self.log_kl_coef = th.zeros(1, device=self.device).requires_grad_(True)
+        self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=KL_COEF_LEARNING_RATE, fused=True)
 
     def _actor_losses(self, states: TensorOrDict, chains: SampledChains, ent_coef: th.Tensor) -> dict[str, th.Tensor]:
         """Losses with the gradients of the class docstring; the value of the actor's is DiffSAC's, ``τ ℓ_k - Q_k``."""
@@ -197,7 +200,7 @@ class DiffWPO(DiffSAC):
         loss = policy_loss.sum(dim=1) - ent_coef * noising
         value = (ent_coef * log_ratios - q_values).detach()
         losses = {"actor_loss": self._mean_over_steps(loss - loss.detach() + value, levels.n_last)}
-        if self.log_kl_coef is not None:
+        if self.target_kl is not None:
             losses.update(self._trust_region_losses(states, kernel, chains))
         return losses
 
@@ -205,7 +208,7 @@ class DiffWPO(DiffSAC):
         self, states: TensorOrDict, kernel: DecisionKernel, chains: SampledChains
     ) -> dict[str, th.Tensor]:
         """The divergence from the older actor times its multiplier, and the multiplier's own loss."""
-        assert self.log_kl_coef is not None and self.target_kl is not None
+        assert self.target_kl is not None
         with th.no_grad():
             features = self.actor_target.extract_features(states, self.actor_target.features_extractor)  # type: ignore[arg-type]
             old = DecisionKernel(self.actor_target, features, chains.actor_latents, chains.actor_levels)
@@ -221,11 +224,11 @@ class DiffWPO(DiffSAC):
 
     def _improvement_optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = super()._improvement_optimizers()
-        return optimizers if self.kl_coef_optimizer is None else [*optimizers, self.kl_coef_optimizer]
+        return optimizers if self.target_kl is None else [*optimizers, self.kl_coef_optimizer]
 
     def _update_targets(self, gradient_step: int) -> None:
         super()._update_targets(gradient_step)
-        if self.log_kl_coef is not None:
+        if self.target_kl is not None:
             self.log_kl_coef.detach().clamp_(MIN_LOG_KL_COEF, MAX_LOG_KL_COEF)
         if (self._n_updates + gradient_step + 1) % self.target_actor_interval == 0:
             self.actor_target.load_state_dict(self.actor.state_dict())
@@ -258,6 +261,4 @@ class DiffWPO(DiffSAC):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        if self.kl_coef_optimizer is None:
-            return state_dicts, tensors
         return [*state_dicts, "kl_coef_optimizer"], [*tensors, "log_kl_coef"]

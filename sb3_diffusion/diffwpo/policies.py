@@ -19,7 +19,12 @@ class DiffusionWPOPolicy(diffsac.DiffusionSACPolicy):
         self.actor_target = self.make_actor()
         self.actor_target.load_state_dict(self.actor.state_dict())
         self.actor_target.requires_grad_(False)
-        self.actor_target.set_training_mode(False)
+
+    def set_training_mode(self, mode: bool) -> None:
+        super().set_training_mode(mode)
+        # The divergence compares two actors in the same mode.
+        if self.actor_target.training != mode:
+            self.actor_target.set_training_mode(mode)
 
 
 MlpPolicy = DiffusionWPOPolicy

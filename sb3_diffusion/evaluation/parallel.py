@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_diffusion.common.saving import replacing
+from sb3_diffusion.evaluation.provenance import provenance
 
 
 def run_all(function: Callable[..., str], jobs: Iterable[tuple[Any, ...]], workers: int) -> None:
@@ -31,7 +32,7 @@ def remembered(path: Path, settings: dict[str, Any], compute: Callable[[], Any])
     """
     What ``compute`` returned the first time, so that an interrupted campaign goes on where it stopped.
 
-    :param path: the JSON file that holds settings and result
+    :param path: the JSON file that holds settings, result and :func:`provenance`
     :param settings: what the result depends on
     :param compute: called if there is no such file; its result must be what JSON can hold
     :raises ValueError: if the file was made with other settings
@@ -44,5 +45,5 @@ def remembered(path: Path, settings: dict[str, Any], compute: Callable[[], Any])
         return content["result"]
     result = compute()
     with replacing(path, ".json") as temporary:
-        temporary.write_text(json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"settings": settings, **provenance(), "result": result}, indent=1) + "\n")
     return result
