@@ -56,7 +56,7 @@ def test_with_the_fisher_factor_the_gradient_is_diffsacs_without_its_score(diffu
 
     # The density of the decision, by torch.distributions: of a^0 where k = 1
     th.manual_seed(4)
-    steps, rows, _ = chains.actor_levels
+    steps, rows, n_last = chains.actor_levels
     mean, log_std = sac.actor.reverse_kernel(states[rows], chains.actor_latents, steps)
     noise = th.randn_like(mean)
     location, log_scale = sac.actor.readout(states[rows])
@@ -64,7 +64,7 @@ def test_with_the_fisher_factor_the_gradient_is_diffsacs_without_its_score(diffu
     mean = th.where(last, location + log_scale.exp() * mean, mean)
     log_std = th.where(last, log_std + log_scale, log_std)
     decision = (mean + log_std.exp() * noise).detach()
-    score = ENT_COEF * Normal(mean, log_std.exp()).log_prob(decision).sum() / len(rows)
+    score = ENT_COEF * sac._mean_over_steps(Normal(mean, log_std.exp()).log_prob(decision).sum(dim=1), n_last)
     ours, theirs, scores = gradients(wpo, losses[0]), gradients(sac, losses[1]), gradients(sac, score)
     assert max(float(s.abs().max()) for s in scores) > 1e-3
     for own, other, extra in zip(ours, theirs, scores, strict=True):
@@ -118,7 +118,7 @@ def test_without_the_fisher_factor_the_gradient_is_that_of_the_slopes_product(di
     th.manual_seed(4)
     ours = gradients(model, model._actor_losses(states, chains, th.tensor(ENT_COEF))["actor_loss"])
     th.manual_seed(4)
-    steps, rows, _ = chains.actor_levels
+    steps, rows, n_last = chains.actor_levels
     mean, log_std = model.actor.reverse_kernel(states[rows], chains.actor_latents, steps)
     location, log_scale = model.actor.readout(states[rows])
     last = (steps == 1).unsqueeze(1)
@@ -133,7 +133,7 @@ def test_without_the_fisher_factor_the_gradient_is_that_of_the_slopes_product(di
     values = model._decision_values(states, states, decision, chains, th.tensor(ENT_COEF))
     (slope,) = th.autograd.grad((ENT_COEF * log_ratio - values).sum(), decision, retain_graph=True)
     (score,) = th.autograd.grad(log_prob.sum(), decision, create_graph=True)
-    loss = ((slope * score).sum() - ENT_COEF * noising.sum()) / len(rows)
+    loss = model._mean_over_steps((slope * score).sum(dim=1) - ENT_COEF * noising, n_last)
     expected = gradients(model, loss)
     assert max(float(gradient.abs().max()) for gradient in expected) > 1e-3
     for own, other in zip(ours, expected, strict=True):

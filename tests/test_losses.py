@@ -131,6 +131,35 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     assert value_loss.item() == pytest.approx(np.mean(errors), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize(("diffusion_steps", "per_state"), [(1, 1), (2, 1), (4, 1), (7, 1), (7, 3), (5, 3), (4, 4)])
+def test_over_a_period_every_state_gets_every_step_and_at_least_half_of_them_the_last_at_a_time(
+    diffusion_steps: int, per_state: int
+) -> None:
+    model = DiffSAC(
+        "MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=10, latents_per_state=per_state,
+        policy_kwargs=dict(diffusion_steps=diffusion_steps, net_arch=[8]),
+    )  # fmt: skip
+    counts = np.zeros((16, diffusion_steps), dtype=int)
+    period = 2 * diffusion_steps * max(1, diffusion_steps - 1)
+    for offset in range(period):
+        steps, rows, n_last = model._levels(16, offset)[0]
+        assert len(steps) == 16 * per_state and len({*zip(rows.tolist(), steps.tolist(), strict=True)}) == len(steps)
+        assert (steps[:n_last] == 1).all() and (steps[n_last:] > 1).all() and (steps.diff() >= 0).all()
+        if 2 * per_state < diffusion_steps:
+            assert n_last == 8
+        np.add.at(counts, (rows.numpy(), steps.numpy() - 1), 1)
+    others = counts[:, 1:] if 2 * per_state < diffusion_steps else counts
+    assert (others == others[0, :1]).all() if others.size else True
+    assert (counts.sum(axis=1) == period * per_state).all()
+
+
+def test_steps_count_alike_however_many_rows_they_have() -> None:
+    model = build("vp")  # K = 3
+    values = th.tensor([6.0, 6.0, 6.0, 6.0, 1.0, 2.0])
+    assert model._mean_over_steps(values, 4).item() == pytest.approx(6 / 3 + 2 / 3 * 1.5)
+    assert model._mean_over_steps(values, 0).item() == pytest.approx(2 / 3 * 4.5)
+
+
 def test_the_losses_train_their_own_networks_only() -> None:
     model = build("vp")
     features = th.randn(STATES, 3, requires_grad=True)

@@ -87,7 +87,7 @@ def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: 
     :return: N = B · κ levels
     """
     if 2 * per_state >= diffusion_steps:
-        return stratified_levels(batch_size, diffusion_steps, per_state, offset % diffusion_steps, device)
+        return stratified_levels(batch_size, diffusion_steps, per_state, offset, device)
     turns = th.arange(batch_size) + offset
     steps = ((turns // 2).unsqueeze(1) + th.arange(per_state)) % (diffusion_steps - 1) + 2
     steps[turns % 2 == 0, 0] = 1
@@ -422,7 +422,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _levels(self, n_chains: int, offset: int) -> tuple[Levels, Levels | None]:
         """Levels for actor and diffusion value; ``offset`` rotates which chain gets which."""
         steps = self.actor.diffusion_steps
-        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % max(steps, 2 * steps - 2), self.device)
+        # After so many offsets, every state has had every step.
+        period = steps if 2 * self.latents_per_state >= steps else 2 * (steps - 1)
+        actor = actor_levels(n_chains, steps, self.latents_per_state, offset % period, self.device)
         value = stratified_levels(n_chains, steps - 1, 1, offset % (steps - 1), self.device) if steps > 1 else None
         return actor, value
 
@@ -498,8 +500,8 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     def _mean_over_steps(self, values: th.Tensor, n_last: int) -> th.Tensor:
         """Mean of values at the actor's levels (N,), in which each diffusion step counts as much as any other."""
         share = 1 / self.actor.diffusion_steps
-        mean = share * values[:n_last].mean()
-        return mean + (1 - share) * values[n_last:].mean() if n_last < len(values) else mean
+        parts = ((share, values[:n_last]), (1 - share, values[n_last:]))
+        return th.stack([weight * part.mean() for weight, part in parts if len(part)]).sum()
 
     def _forward_kl_loss(self, states: TensorOrDict, ent_coef: th.Tensor) -> th.Tensor:
         """
