@@ -73,7 +73,6 @@ def stratified_levels(batch_size: int, n_levels: int, per_state: int, offset: in
 
 
 @lru_cache(maxsize=256)
-@lru_cache(maxsize=256)
 def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: int, device: th.device) -> Levels:
     """
     The levels that the actor is trained on. At least every second state gets the step k = 1: only there the read-out learns.
