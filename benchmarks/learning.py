@@ -56,8 +56,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "diffsac-low-temperature": {"ent_coef": "auto_0.2"},
 }
 VARIANTS |= {name: VARIANTS["diffsac"] | kwargs for name, kwargs in CHOICES.items()}
-# With SB3's defaults the temperature falls from 1 for 10 000 gradient steps before anything is learned. Published curves of SAC
-# start it lower, with half the target entropy and a shorter warm-up; the same for either algorithm.
+# With SB3's defaults the temperature falls from 1 for 10 000 gradient steps before anything is learned. Published curves often
+# start it lower, with half the target entropy and a shorter warm-up. The same for either algorithm.
 QUICK_START: dict[str, Any] = {"learning_starts": 5_000, "ent_coef": "auto_0.1", "target_entropy": "half"}
 VARIANTS |= {f"{name}-quick-start": VARIANTS[name] | QUICK_START for name in ("sac", "diffsac")}
 
