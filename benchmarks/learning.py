@@ -41,25 +41,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ppo": {"algo": "ppo"},
     "diffppo": {"algo": "diffppo"},
 }
-# One default changed at a time, for short runs (--variants choices --steps 30000 --out benchmarks/results/choices).
-CHOICES: dict[str, dict[str, Any]] = {
-    "diffsac-2-steps": {"policy_kwargs": {"diffusion_steps": 2}},
-    "diffsac-8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
-    "diffsac-2-latents": {"latents_per_state": 2},
-    "diffsac-4-latents": {"latents_per_state": 4},
-    "diffsac-cosine": {"policy_kwargs": {"noise_schedule": "cosine"}},
-    "diffsac-steep": {"policy_kwargs": {"beta_min": 0.1, "beta_max": 0.4}},
-    "diffsac-learned-schedule": {"policy_kwargs": {"learn_schedule": True}},
-    "diffsac-no-readout": {"policy_kwargs": {"state_dependent_readout": False}},
-    "diffsac-fixed-variance": {"policy_kwargs": {"learn_variance": False}},
-    "diffsac-half-entropy": {"target_entropy": "half"},  # minus half the action dimension
-    "diffsac-low-temperature": {"ent_coef": "auto_0.2"},
+# One default changed at a time, for short runs, by the algorithm: --variants diffsac-choices --steps 30000 --out
+# benchmarks/results/choices; --variants diffppo-choices --steps 100000 --eval-freq 20000 with the same --out.
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "diffsac": {
+        "2-steps": {"policy_kwargs": {"diffusion_steps": 2}},
+        "8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
+        "2-latents": {"latents_per_state": 2},
+        "4-latents": {"latents_per_state": 4},
+        "cosine": {"policy_kwargs": {"noise_schedule": "cosine"}},
+        "steep": {"policy_kwargs": {"beta_min": 0.1, "beta_max": 0.4}},
+        "learned-schedule": {"policy_kwargs": {"learn_schedule": True}},
+        "no-readout": {"policy_kwargs": {"state_dependent_readout": False}},
+        "fixed-variance": {"policy_kwargs": {"learn_variance": False}},
+        "half-entropy": {"target_entropy": "half"},  # minus half the action dimension
+        "low-temperature": {"ent_coef": "auto_0.2"},
+    },
+    "diffppo": {
+        "steep": {"policy_kwargs": {"beta_min": 0.2, "beta_max": 0.6}},
+        "cosine": {"policy_kwargs": {"noise_schedule": "cosine"}},
+        "8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
+        "2-latents": {"latents_per_state": 2},
+        "no-squash": {"policy_kwargs": {"squash_output": False}},
+        "wide-clip": {"clip_range": 0.2},
+        "zero-temperature": {"ent_coef": 0.0},
+    },
 }
-VARIANTS |= {name: VARIANTS["diffsac"] | kwargs for name, kwargs in CHOICES.items()}
+for base, changes in CHOICES.items():
+    VARIANTS |= {f"{base}-{name}": VARIANTS[base] | kwargs for name, kwargs in changes.items()}
 # With SB3's defaults the temperature falls from 1 for 10 000 gradient steps before anything is learned. SimbaV2's baselines,
 # whose SAC is the published reference for HalfCheetah, start it at 0.01, with half the target entropy and 5 000 warm-up steps.
 QUICK_START: dict[str, Any] = {"learning_starts": 5_000, "ent_coef": "auto_0.01", "target_entropy": "half"}
 VARIANTS |= {f"{name}-quick-start": VARIANTS[name] | QUICK_START for name in ("sac", "diffsac")}
+SHORT_RUNS = {
+    f"{base}-choices": [base, *others, *(f"{base}-{name}" for name in CHOICES[base])]
+    for base, others in {"diffsac": ["sac", "diffsac-fullchain"], "diffppo": ["ppo"]}.items()
+}
 
 
 def settings_of(variant: str, env_id: str) -> dict[str, Any]:
@@ -171,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"])
     default = ["sac", "diffsac", "diffwpo", "diffsac-fullchain"]
-    parser.add_argument("--variants", nargs="+", default=default, choices=[*VARIANTS, "choices"])
+    parser.add_argument("--variants", nargs="+", default=default, choices=[*VARIANTS, *SHORT_RUNS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--eval-freq", type=int, default=10_000)
@@ -179,8 +196,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "learning"))
     args = parser.parse_args()
-    if args.variants == ["choices"]:
-        args.variants = ["diffsac", "sac", "diffsac-fullchain", *CHOICES]
+    args.variants = [name for variant in args.variants for name in SHORT_RUNS.get(variant, [variant])]
     jobs = [(variant, env, seed) for seed in args.seeds for env in args.envs for variant in args.variants]
     run_all(run_one, [(*job, args.steps, args.eval_freq, args.eval_episodes, args.out) for job in jobs], args.workers)
 
