@@ -5,8 +5,8 @@ Learning curves of our algorithms and of SB3's SAC and PPO, in one campaign on o
     python benchmarks/learning.py --envs HalfCheetah-v5 Walker2d-v5 --variants ppo diffppo --steps 500000 --eval-freq 50000
 
 Every run writes one CSV (``timesteps`` in environment steps, returns of ``--eval-episodes`` episodes with deterministic and
-with sampled actions) and one JSON with its exact settings and versions. A finished run is skipped, so an interrupted
-campaign goes on with the same command. One run uses one thread.
+with sampled actions), one JSON with its exact settings and versions, and the trained model, which git ignores. A finished run
+is skipped, so an interrupted campaign goes on with the same command. One run uses one thread.
 """
 
 import argparse
@@ -180,6 +180,7 @@ def run_one(variant: str, env_id: str, seed: int, steps: int, eval_freq: int, ev
 
     (folder / f"{name}.json").write_text(json.dumps(report | provenance(), indent=1) + "\n")
     model.learn(steps, callback=Evaluation(), log_interval=1_000_000)
+    model.save(folder / f"{name}.zip")
     partial.replace(target)
     return f"{env_id} {name}: {target.read_text().splitlines()[-1]}"
 
