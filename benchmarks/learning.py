@@ -60,6 +60,10 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "diffppo": {
         "steep": {"policy_kwargs": {"beta_min": 0.2, "beta_max": 0.6}},
         "cosine": {"policy_kwargs": {"noise_schedule": "cosine"}},
+        "late": {"policy_kwargs": {"noise_schedule": [0.6, 0.5, 0.4, 0.3]}},
+        "late-fast": {"policy_kwargs": {"noise_schedule": [0.6, 0.5, 0.4, 0.3]}, "learning_rate": 6e-5},
+        "late-fixed-variance": {"policy_kwargs": {"noise_schedule": [0.6, 0.5, 0.4, 0.3], "learn_variance": False}},
+        "late-hot": {"policy_kwargs": {"noise_schedule": [0.6, 0.5, 0.4, 0.3]}, "ent_coef": 0.01},
         "8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
         "2-latents": {"latents_per_state": 2},
         "no-squash": {"policy_kwargs": {"squash_output": False}},

@@ -326,7 +326,7 @@ def test_the_loss_is_ppos_for_every_chosen_step(latents_per_state: int | None, n
     clip_range, clip_range_vf, ent_coef = 0.1, 0.05, 0.3
     model = make(ent_coef=ent_coef, latents_per_state=latents_per_state, normalize_advantage=normalize_advantage, vf_coef=0.7)
     policy = collect(model).policy
-    scatter_weights(policy, 0.02, seed=5)
+    scatter_weights(policy, 0.05, seed=5)
     data = next(model.rollout_buffer.get(16))
     th.manual_seed(6)
     losses = model._losses(data, clip_range, clip_range_vf)

@@ -93,6 +93,7 @@ class DiffusionActor(Actor):
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
+    :param state_dependent_scale: False: the read-out's ``c`` is one parameter per action dimension, like PPO's standard deviation
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
@@ -125,6 +126,7 @@ class DiffusionActor(Actor):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
         squash_output: bool = True,
+        state_dependent_scale: bool = True,
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
@@ -160,6 +162,7 @@ class DiffusionActor(Actor):
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
+            state_dependent_scale=state_dependent_scale,
         )
         self.learn_variance = learn_variance
         self.state_dependent_readout = state_dependent_readout
@@ -175,8 +178,11 @@ class DiffusionActor(Actor):
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()
         if state_dependent_readout:
+            if not state_dependent_scale:
+                del self.log_std
+                self.log_std = nn.Parameter(th.zeros(self.action_dim))  # type: ignore[assignment]
             for layer in (self.mu, self.log_std):
-                for parameter in layer.parameters():  # type: ignore[union-attr]
+                for parameter in layer.parameters() if isinstance(layer, nn.Module) else [layer]:
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
@@ -211,8 +217,9 @@ class DiffusionActor(Actor):
             zeros = features.new_zeros(features.shape[0], self.action_dim)
             return zeros, zeros
         latent_pi = self.latent_pi(features)
-        log_scale = self.log_std(latent_pi)  # type: ignore[operator]
-        return self.mu(latent_pi), th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
+        location = self.mu(latent_pi)
+        log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
+        return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
 
     def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """

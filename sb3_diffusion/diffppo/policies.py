@@ -130,6 +130,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             self.activation_fn,
             use_sde=self.use_sde,
             normalize_images=self.normalize_images,
+            state_dependent_scale=False,
             **self.diffusion_kwargs,
         )
         diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
@@ -147,7 +148,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 module.apply(partial(self.init_weights, gain=gain))
             self.actor.denoiser.zero_output()
         if self.actor.state_dependent_readout:
-            nn.init.constant_(self.actor.log_std.bias, self.log_std_init)  # type: ignore[attr-defined]
+            nn.init.constant_(self.actor.log_std, self.log_std_init)  # type: ignore[arg-type]
         self.register_buffer("all_steps", th.arange(1, diffusion_steps + 1), persistent=False)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
