@@ -69,7 +69,8 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         "no-squash": {"policy_kwargs": LATE | {"learn_variance": False, "squash_output": False}},
         "no-readout": {
             "policy_kwargs": LATE
-            | {"learn_variance": False, "state_dependent_readout": False, "log_std_init": 0.0, "prior_std": 0.135}
+            | {"learn_variance": False, "state_dependent_readout": False, "log_std_init": 0.0, "prior_std": 0.135},
+            "learning_rate_factor": 5.0,
         },
         "2-latents": {"latents_per_state": 2},
         "wide-clip": {"clip_range": 0.2},
