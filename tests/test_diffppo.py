@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import Normal
+from torch.nn import functional as F
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
 from sb3_diffusion.diffppo import buffers
@@ -54,10 +55,10 @@ def collect(model: DiffPPO) -> DiffPPO:
 def test_ratios_are_one_on_the_first_minibatch(squash_output: bool, learn_schedule: bool) -> None:
     model = collect(make(policy_kwargs=dict(squash_output=squash_output, learn_schedule=learn_schedule, beta_max=0.5)))
     for data in model.rollout_buffer.get(8):
-        evaluation = model.policy.evaluate_chains(data.observations, data.chains)
-        th.testing.assert_close(evaluation.log_prob, data.old_log_prob, rtol=1e-5, atol=1e-5)
-        th.testing.assert_close(evaluation.noising_log_prob, data.old_noising_log_prob, rtol=1e-5, atol=1e-5)
-        th.testing.assert_close(evaluation.values, data.old_values, rtol=1e-5, atol=1e-6)
+        values, kernels = model.policy.evaluate_chains(data.observations, data.chains)
+        th.testing.assert_close(kernels.log_prob, data.old_log_prob, rtol=1e-5, atol=1e-5)
+        th.testing.assert_close(kernels.noising_log_prob, data.old_noising_log_prob, rtol=1e-5, atol=1e-5)
+        th.testing.assert_close(values, data.old_values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("squash_output", [True, False])
@@ -67,43 +68,44 @@ def test_chains_are_evaluated_as_their_kernels_define(squash_output: bool) -> No
     observations = th.randn(5, 3)
     features = policy._both_features(observations)
     with th.no_grad():
-        actions, first_values, chains = policy(observations)
-        evaluation = policy.evaluate_chains(observations, chains)
+        actions, state_values, chains = policy(observations)
+        values, kernels = policy.evaluate_chains(observations, chains)
         location, log_scale = policy.actor.readout(features[0])
-        tables = policy.actor.schedule()
-        path_log_prob = th.zeros(5)
+        tables, scale = policy.actor.schedule(), log_scale.exp()
+        first = Normal(location, 1.5 * scale)
+        to_come = policy.actor.path_log_prob(chains, kernels)
+        path_log_prob = -th.log(1 - th.tanh(chains[:, 0]) ** 2).sum(1) if squash_output else th.zeros(5)
         for k in (1, 2, 3):
-            latents, decision = chains[:, k], chains[:, k - 1]
+            latents, previous = (chains[:, k] - location) / scale, (chains[:, k - 1] - location) / scale
             drift, g = policy.actor.denoise(policy.actor.denoiser.condition(features[0]), latents, k)
             retain, std = tables.retain[k - 1], tables.noise_std[k - 1]
-            previous = decision if k > 1 else (decision - location) / log_scale.exp()
-            reverse = Normal(retain * latents + tables.drift_scale[k - 1] * drift, std * g.exp())
-            noising = Normal(retain * previous, std).log_prob(latents).sum(1)
-            if k == 1:
-                reverse = Normal(location + log_scale.exp() * reverse.mean, log_scale.exp() * reverse.stddev)
-                if squash_output:
-                    path_log_prob -= th.log(1 - th.tanh(decision) ** 2).sum(1)
-            log_prob = reverse.log_prob(decision).sum(1)
+            mean = retain * latents + tables.drift_scale[k - 1] * drift
+            reverse = Normal(location + scale * mean, scale * std * g.exp())
+            noising = Normal(location + scale * retain * previous, scale * std).log_prob(chains[:, k]).sum(1)
+            log_prob = reverse.log_prob(chains[:, k - 1]).sum(1)
             path_log_prob += log_prob - noising
-            th.testing.assert_close(evaluation.means[:, k - 1], reverse.mean, rtol=1e-4, atol=1e-4)
-            th.testing.assert_close(evaluation.log_stds[:, k - 1].exp(), reverse.stddev, rtol=1e-4, atol=1e-4)
-            th.testing.assert_close(evaluation.log_prob[:, k - 1], log_prob, rtol=1e-3, atol=1e-3)
-            th.testing.assert_close(evaluation.noising_log_prob[:, k - 1], noising, rtol=1e-3, atol=1e-3)
-            to_come = policy.actor.path_log_prob(chains, evaluation.log_prob - evaluation.noising_log_prob)[:, k - 1]
-            prior = Normal(0.0, 1.5).log_prob(latents).sum(1)
-            th.testing.assert_close(to_come, path_log_prob + prior, rtol=1e-3, atol=1e-3)
-        end = chains[:, 0]
-        th.testing.assert_close(actions, th.tanh(end) if squash_output else end)
-        th.testing.assert_close(first_values.flatten(), evaluation.values[:, -1])
+            th.testing.assert_close(kernels.mean[:, k - 1], reverse.mean, rtol=1e-4, atol=1e-4)
+            th.testing.assert_close(kernels.log_std[:, k - 1].exp(), reverse.stddev, rtol=1e-4, atol=1e-4)
+            th.testing.assert_close(kernels.log_prob[:, k - 1], log_prob, rtol=1e-3, atol=1e-3)
+            th.testing.assert_close(kernels.noising_log_prob[:, k - 1], noising, rtol=1e-3, atol=1e-3)
+            arrived = path_log_prob + first.log_prob(chains[:, k]).sum(1)
+            th.testing.assert_close(to_come[:, k - 1], arrived, rtol=1e-3, atol=1e-3)
+        th.testing.assert_close(kernels.mean[:, 3], location)
+        th.testing.assert_close(kernels.log_std[:, 3].exp(), first.stddev)
+        th.testing.assert_close(kernels.log_prob[:, 3], first.log_prob(chains[:, 3]).sum(1), rtol=1e-4, atol=1e-4)
+        assert not kernels.noising_log_prob[:, 3].any() and th.equal(to_come[:, 3], to_come[:, 2])
+        th.testing.assert_close(actions, th.tanh(chains[:, 0]) if squash_output else chains[:, 0])
+        th.testing.assert_close(state_values.flatten(), values[:, -1])
+        th.testing.assert_close(policy.predict_values(observations), state_values)
         # The actor's own sampling draws the same chains and knows the same path log-probability.
         th.manual_seed(3)
         chains = policy.actor.sample_chains(features[0])
         th.manual_seed(3)
         sample = policy.actor.sample(features[0])
-        th.testing.assert_close(chains[:, 1:], sample.latents[1:].transpose(0, 1))
+        latents = (chains - location.unsqueeze(1)) / scale.unsqueeze(1)
+        th.testing.assert_close(latents, sample.latents.transpose(0, 1), rtol=1e-4, atol=1e-4)
         th.testing.assert_close(policy.actor.squash(chains[:, 0]), sample.actions)
-        evaluation = policy.evaluate_chains(observations, chains)
-        to_come = policy.actor.path_log_prob(chains, evaluation.log_prob - evaluation.noising_log_prob)
+        to_come = policy.actor.path_log_prob(chains, policy.evaluate_chains(observations, chains).kernels)
         th.testing.assert_close(to_come[:, -1], sample.path_log_prob, rtol=1e-3, atol=1e-3)
 
 
@@ -115,12 +117,31 @@ def test_some_steps_are_evaluated_as_among_all(squash_output: bool) -> None:
     everything, some = (model.policy.evaluate_chains(data.observations, data.chains, which) for which in (None, steps))
     chosen = data.at(steps)
     for row in range(8):
-        for column in range(2):
-            k = steps[row, column]
-            for name in ("values", "log_prob", "noising_log_prob", "means", "log_stds"):
-                th.testing.assert_close(getattr(some, name)[row, column], getattr(everything, name)[row, k - 1])
+        for column, k in enumerate([*steps[row], 5]):  # and always the first decision
+            th.testing.assert_close(some.values[row, column], everything.values[row, k - 1])
+            for ours, theirs in zip(some.kernels, everything.kernels, strict=True):
+                th.testing.assert_close(ours[row, column], theirs[row, k - 1])
             assert chosen.advantages[row, column] == data.advantages[row, k - 1]
             assert th.equal(chosen.old_means[row, column], data.old_means[row, k - 1])
+
+
+def test_the_score_of_the_location_is_hardly_noisier_than_a_gaussians() -> None:
+    """Zero heads: its variance is the Fisher information that docs/method.md states; read out at the end it would be 1 / β_1."""
+    policy = make(policy_kwargs=dict(log_std_init=-1.0, prior_std=1.2)).policy
+    observations = th.zeros(100, 3)
+    location = policy.actor.mu.bias  # type: ignore[union-attr]
+    scores = []
+    for _ in range(500):
+        with th.no_grad():
+            chains = policy(observations)[2]
+        log_prob = policy.evaluate_chains(observations, chains).kernels.log_prob
+        # Independent scores: the variance of their sum is the sum of the variances.
+        scores.append(th.autograd.grad(log_prob.sum(), location)[0])
+    betas = th.linspace(0.05, 0.2, 4)
+    information = 1 + ((1 - (1 - betas).sqrt()).square() / betas).sum()
+    gaussian = 1 / (1.2 * math.exp(-1)) ** 2
+    assert (th.stack(scores).square().mean() / 100 / gaussian).item() == pytest.approx(information.item(), rel=0.15)
+    assert information < 1.2
 
 
 class TerminatingEnv(StrictBoxEnv):
@@ -137,7 +158,7 @@ def terminating_envs() -> Any:
 
 def test_without_log_ratios_advantages_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(terminating_envs(), ent_coef=0.5)
-    monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.zeros(len(chains), 4))
+    monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.zeros(len(chains), 5))
     scatter = weights(model).std()
     assert scatter > 0
     collect(model)
@@ -151,7 +172,7 @@ def test_without_log_ratios_advantages_are_those_of_the_environment(monkeypatch:
     theirs.rewards, theirs.episode_starts, theirs.values = ours.rewards, ours.episode_starts, ours.values[..., -1]
     theirs.compute_returns_and_advantage(last_values, dones)
     assert ours.episode_starts[1:].sum() >= 4 and np.ptp(ours.values) > 0.1
-    for k in range(4):
+    for k in range(5):
         np.testing.assert_allclose(ours.advantages[..., k], theirs.advantages, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(ours.returns[..., k], theirs.returns, rtol=1e-4, atol=1e-5)
 
@@ -167,21 +188,22 @@ def test_advantages_equal_those_of_the_serial_augmented_decision_process(squash_
     log_ratios = buffer.log_probs - buffer.noising_log_probs
     if squash_output:
         log_ratios[..., 0] -= np.log(1 - np.tanh(buffer.chains[:, :, 0]) ** 2).sum(axis=-1)
-    log_priors = Normal(0.0, 1.3).log_prob(th.as_tensor(buffer.chains[:, :, 1:])).sum(dim=-1).numpy()
-    # What the network estimates includes the entropy of having come to x^k; the value of the definition does not.
-    values = buffer.values + ent_coef * log_priors
+    # The density of the first decision at each later latent, from its own kernel
+    first = Normal(th.as_tensor(buffer.means[..., -1:, :]), th.as_tensor(buffer.log_stds[..., -1:, :]).exp())
+    log_priors = first.log_prob(th.as_tensor(buffer.chains[:, :, 1:])).sum(dim=-1).numpy()
+    # What the network estimates at a latent includes the entropy of having come there; the value of the definition does not.
+    values = buffer.values.copy()
+    values[..., :-1] += ent_coef * log_priors
     for env, alive_at_the_end in ((0, 0.0), (1, 1.0)):
-        # One decision after the other, from the end: (t, k) with k = K … 1
+        # One decision after the other, from the end: (t, k) with k = K … 1, and a^K first of all
         next_value, carried, alive = last_values[env], 0.0, alive_at_the_end
         for t in reversed(range(16)):
-            for k in (1, 2, 3):
+            for k in (1, 2, 3, 4):
                 gamma, decay = (model.gamma * alive, model.gamma * model.gae_lambda * alive) if k == 1 else (1.0, 1.0)
                 reward = (buffer.rewards[t, env] if k == 1 else 0.0) - ent_coef * log_ratios[t, env, k - 1]
                 carried = reward + gamma * next_value - values[t, env, k - 1] + decay * carried
                 next_value = values[t, env, k - 1]
                 assert buffer.advantages[t, env, k - 1] == pytest.approx(carried, rel=1e-3, abs=1e-3)
-            # Arriving at a state draws x^K from the prior, whose entropy counts too.
-            next_value -= ent_coef * log_priors[t, env, -1]
             alive = 1.0 - buffer.episode_starts[t, env]
 
 
@@ -202,7 +224,8 @@ def test_rollouts_and_returns_are_those_of_the_serial_environment(env_id: str, m
     """Decision by decision in ``AugmentedMDP``: observations, rewards, discounts, ends, and soft returns (λ = 1)."""
     ent_coef, last_value, steps = 0.4, 2.5, 3
     env = gym.make(env_id, max_episode_steps=7)
-    policy_kwargs = dict(diffusion_steps=steps, prior_std=1.4)
+    # Without the read-out the first decision is a sample of the serial process's prior.
+    policy_kwargs = dict(diffusion_steps=steps, prior_std=1.4, state_dependent_readout=False)
     model = make(env, ent_coef=ent_coef, gae_lambda=1.0, gamma=0.9, policy_kwargs=policy_kwargs)
     monkeypatch.setattr(model.policy, "predict_values", lambda obs: th.full((len(obs), 1), last_value))
     buffer, actor = collect(model).rollout_buffer, model.policy.actor
@@ -220,15 +243,11 @@ def test_rollouts_and_returns_are_those_of_the_serial_environment(env_id: str, m
             latents, decision = (th.as_tensor(x).float().unsqueeze(0) for x in (observation["latents"], chains[t, k - 1]))
             with th.no_grad():
                 mean, log_std = actor.reverse_kernel(features, latents, th.tensor([k]))
-                location, log_scale = actor.readout(features)
-            previous, extra = decision, 0.0
-            if k == 1:
-                previous = (decision - location) / log_scale.exp()
-                extra = float((log_scale + th.log(1 - th.tanh(decision) ** 2)).sum())
-            reverse = Normal(mean, log_std.exp()).log_prob(previous).sum()
-            noising = Normal(tables.retain[k - 1] * previous, tables.noise_std[k - 1]).log_prob(latents).sum()
+            squash = float(th.log(1 - th.tanh(decision) ** 2).sum()) if k == 1 else 0.0
+            reverse = Normal(mean, log_std.exp()).log_prob(decision).sum()
+            noising = Normal(tables.retain[k - 1] * decision, tables.noise_std[k - 1]).log_prob(latents).sum()
             observation, reward, terminated, truncated, info = serial.step(chains[t, k - 1])
-            rewards[t, k - 1] = reward - ent_coef * float(reverse - noising - extra)
+            rewards[t, k - 1] = reward - ent_coef * float(reverse - noising - squash)
             discounts[t, k - 1], ends[t, k - 1] = info["discount"], truncated
             assert not terminated and (k == 1 or reward == 0)
         bootstrap = 0.9 * last_value * truncated
@@ -248,6 +267,7 @@ def test_rollouts_and_returns_are_those_of_the_serial_environment(env_id: str, m
             entropy = -ent_coef * float(prior.log_prob(th.as_tensor(chains[t, k])).sum())
             assert buffer.returns[t, 0, k - 1] == pytest.approx(carried + entropy, rel=1e-3, abs=1e-3)
         carried += entropy
+        assert buffer.returns[t, 0, steps] == pytest.approx(carried, rel=1e-3, abs=1e-3)
 
 
 def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,10 +278,11 @@ def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.Monkey
         evaluate = model.policy.evaluate_chains
 
         def without_noising(*args: Any, evaluate: Any = evaluate) -> Any:
-            return evaluate(*args)._replace(noising_log_prob=th.full((), math.nan))
+            values, kernels = evaluate(*args)
+            return values, kernels._replace(noising_log_prob=th.full((), math.nan))
 
         if changed:
-            monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.full((len(chains), 4), 7.0))
+            monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.full((len(chains), 5), 7.0))
         collect(model)
         if changed:
             monkeypatch.setattr(model.policy, "evaluate_chains", without_noising)
@@ -289,23 +310,22 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
         """Chains, and what their log-probabilities sum to from each step on."""
         th.manual_seed(seed)
         chains = policy(observations)[2]
-        evaluation = policy.evaluate_chains(observations, chains)
-        return chains, policy.actor.path_log_prob(chains, evaluation.log_prob - evaluation.noising_log_prob)
+        return chains, policy.actor.path_log_prob(chains, policy.evaluate_chains(observations, chains).kernels)
 
     ours = th.zeros(4)
     for seed in seeds:
         chains, to_come = path(seed)
         with th.no_grad():
-            old = policy.evaluate_chains(observations, chains)
-        # Minus the advantage: what is to come from decision k on, with a function of x^k as the baseline
-        prior = Normal(0.0, 1.0).log_prob(chains[:, 1:]).sum(dim=2)
-        cost = to_come - prior
+            values, old = policy.evaluate_chains(observations, chains)
+        # Minus the advantage: what is to come from decision k on, with a function of a^k as the baseline
+        first = Normal(old.mean[:, -1:], old.log_std[:, -1:].exp())
+        cost = to_come - F.pad(first.log_prob(chains[:, 1:]).sum(dim=2), (0, 1))
         advantages = cost.mean(dim=0) - cost
         data = ChainRolloutSamples(
-            observations, chains, old.values, old.log_prob, advantages, old.values,
-            old.noising_log_prob, old.means, old.log_stds, to_come[:, -1],
+            observations, chains, values, old.log_prob, advantages, values,
+            old.noising_log_prob, old.mean, old.log_std, to_come[:, -1],
         )  # fmt: skip
-        loss = 2 * model._losses(data, 0.2, None).loss  # a mean over two steps, of which the path is the sum
+        loss = 3 * model._losses(data, 0.2, None).loss  # a mean over three decisions, of which the path is the sum
         ours += th.cat([gradient[:2] for gradient in th.autograd.grad(loss, parameters)]) / len(seeds)  # type: ignore[arg-type]
     expected = []
     for parameter in parameters:
@@ -333,31 +353,33 @@ def test_the_loss_is_ppos_for_every_chosen_step(latents_per_state: int | None, n
     th.manual_seed(6)
     chosen = model._choose_steps(16)
     steps = th.arange(1, 5).expand(16, -1) if chosen is None else chosen
-    everything = policy.evaluate_chains(data.observations, data.chains)
-    pairs = [(row, int(k) - 1) for row in range(16) for k in steps[row]]
+    values, kernels = policy.evaluate_chains(data.observations, data.chains)
+    pairs = [(row, int(k) - 1) for row in range(16) for k in [*steps[row], 5]]
+    # The chosen steps stand for all four.
+    weight = {i: 1.0 if i[1] == 4 or chosen is None else 2.0 for i in pairs}
 
     advantages = {}
     for i in pairs:
-        log_ratio = (everything.log_prob[i] - everything.noising_log_prob[i]).item()
+        log_ratio = (kernels.log_prob[i] - kernels.noising_log_prob[i]).item()
         advantages[i] = data.advantages[i] - ent_coef * (log_ratio - (data.old_log_prob[i] - data.old_noising_log_prob[i]))
-    values = th.stack(list(advantages.values()))
-    shift, scale = (values.mean(), values.std() + 1e-8) if normalize_advantage else (0.0, 1.0)
+    stacked = th.stack(list(advantages.values()))
+    shift, scale = (stacked.mean(), stacked.std() + 1e-8) if normalize_advantage else (0.0, 1.0)
     policy_loss = value_loss = th.zeros(())
     seen = set()
     for i in pairs:
-        ratio, advantage = (everything.log_prob[i] - data.old_log_prob[i]).exp(), (advantages[i] - shift) / scale
+        ratio, advantage = (kernels.log_prob[i] - data.old_log_prob[i]).exp(), (advantages[i] - shift) / scale
         outside = "high" if ratio > 1 + clip_range else "low" if ratio < 1 - clip_range else "inside"
         clipped = bool((outside == "high" and advantage > 0) or (outside == "low" and advantage < 0))
         seen.add((outside, clipped))
         if not clipped:
-            reward_part = ent_coef / scale * ratio.detach() * everything.noising_log_prob[i]
-            policy_loss = policy_loss - ratio * advantage - reward_part
+            reward_part = ent_coef / scale * ratio.detach() * kernels.noising_log_prob[i]
+            policy_loss = policy_loss - weight[i] * (ratio * advantage + reward_part)
         else:
-            policy_loss = policy_loss - (1 + clip_range if outside == "high" else 1 - clip_range) * advantage
-        change = (everything.values[i] - data.old_values[i]).clamp(-clip_range_vf, clip_range_vf)
-        value_loss = value_loss + (data.old_values[i] + change - data.returns[i]) ** 2
+            policy_loss = policy_loss - weight[i] * (1 + clip_range if outside == "high" else 1 - clip_range) * advantage
+        change = (values[i] - data.old_values[i]).clamp(-clip_range_vf, clip_range_vf)
+        value_loss = value_loss + weight[i] * (data.old_values[i] + change - data.returns[i]) ** 2
     assert len(seen) >= 4  # all kinds but one, when advantages are not centred
-    expected = (policy_loss + 0.7 * value_loss) / len(pairs)
+    expected = (policy_loss + 0.7 * value_loss) / (16 * 5)
     assert losses.loss.item() == pytest.approx(expected.item(), rel=1e-4)
     parameters = list(policy.parameters())
     ours, theirs = (th.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -579,7 +601,7 @@ def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
         "explained_variance",
     }
     expected |= {"n_updates", "clip_range", "clip_range_vf", "path_entropy", "ent_coef", "learning_rate"}
-    expected |= {f"{name}_{k}" for name in ("approx_kl", "clip_fraction") for k in (1, 2, 3, 4)}
+    expected |= {f"{name}_{k}" for name in ("approx_kl", "clip_fraction") for k in (1, 2, 3, 4, "prior")}
     assert keys == {f"train/{key}" for key in expected}
 
 
@@ -692,7 +714,7 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
     with pytest.raises(ValueError, match=r"predict\(observation, deterministic=True\)"):
         policy(observations, deterministic=True)
     values, log_prob, entropy = policy.evaluate_actions(observations, policy(observations)[2])
-    assert values.shape == log_prob.shape == (4, 4) and entropy is None
+    assert values.shape == log_prob.shape == (4, 5) and entropy is None
 
 
 @pytest.mark.parametrize(

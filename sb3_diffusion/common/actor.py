@@ -11,6 +11,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.validation import check_choice, check_number
@@ -62,11 +63,11 @@ class PolicySample(NamedTuple):
     log_scale: th.Tensor
 
 
-class StepKernels(NamedTuple):
+class DecisionKernels(NamedTuple):
     """
-    Both kernels at κ steps of each of B chains: ``mean`` and ``log_std`` (B, κ, d) of the reverse kernel, without a gradient;
-    its log-density ``log_prob`` (B, κ) of the chain's decision, and ``noising_log_prob`` (B, κ), ``log π(x^k | x^{k-1})``, in
-    nats.
+    The kernels of κ reverse steps of each of B chains and, in the last column, of the first decision ``a^K``: ``mean`` and
+    ``log_std`` (B, κ + 1, d) of the decision's Gaussian, without a gradient; its log-density ``log_prob`` (B, κ + 1), and
+    ``noising_log_prob`` (B, κ + 1), ``log π(a^k | a^{k-1})``, which is 0 for ``a^K``. In nats.
     """
 
     mean: th.Tensor
@@ -93,7 +94,7 @@ class DiffusionActor(Actor):
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
-    :param state_dependent_scale: False: the read-out's ``c`` is one parameter per action dimension, like PPO's standard deviation
+    :param state_dependent_scale: False: the read-out's ``c`` is a parameter per action dimension, as PPO's standard deviation
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
@@ -260,43 +261,44 @@ class DiffusionActor(Actor):
 
     def sample_chains(self, features: th.Tensor) -> th.Tensor:
         """
-        The chains of :meth:`sample` for the same random numbers, as sequences of decisions: the last one is the action before
-        it is squashed, ``a^0 = m + c x^0``. It stays what was done, whatever later read-outs make of ``x^0``.
+        The chains of :meth:`sample` for the same random numbers, as sequences of decisions ``a^k = m + c x^k``. They stay what
+        was decided, whatever later read-outs make of ``x^k``. The first decision, ``a^K``, has the density
+        ``N(m, (c ν)²)``; the last is the action before it is squashed.
 
         :param features: (B, features_dim)
-        :return: (B, K + 1, d), ``a^0, x^1 … x^K``
+        :return: (B, K + 1, d), ``a^0 … a^K``
         """
         condition, noise = self.denoiser.condition(features), self._chain_noise(features)
         latents = sample_latents(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
-        latents[0] = read_out(latents[0], *self.readout(features))
-        return th.stack(latents, dim=1)
+        location, log_scale = self.readout(features)
+        return read_out(th.stack(latents, dim=1), location.unsqueeze(1), log_scale.unsqueeze(1))
 
-    def evaluate_decisions(
-        self, features: th.Tensor, latents: th.Tensor, decisions: th.Tensor, steps: th.Tensor
-    ) -> StepKernels:
+    def evaluate_decisions(self, features: th.Tensor, chains: th.Tensor, steps: th.Tensor) -> DecisionKernels:
         """
-        Both kernels at chosen steps of given chains. The reverse kernel of step 1 is that of ``a^0``, and the noising kernel
-        sees ``x^0 = (a^0 - m) / c``, so both depend on the read-out.
+        The kernels of given decisions. All of them depend on the read-out: the networks and both kernels see
+        ``x^k = (a^k - m) / c``.
 
         :param features: (B, features_dim)
-        :param latents: (B, κ, d), ``x^k``
-        :param decisions: (B, κ, d), ``x^{k-1}``, for k = 1 ``a^0``, as :meth:`sample_chains` gives them
+        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
         :param steps: k, (B, κ), or (κ,) for all chains
-        :return: the kernels of κ steps
+        :return: the kernels of these κ reverse steps and of the first decision
         """
         tables = self.schedule().at(steps)
+        location, readout_log_scale = (head.unsqueeze(1) for head in self.readout(features))
+        chains = (chains - location) * th.exp(-readout_log_scale)
+        rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
+        first, latents, previous = chains[:, -1:], chains[rows, steps], chains[rows, steps - 1]
         drift, log_scale = self.denoise(self.denoiser.condition(features).unsqueeze(1), latents, steps)
-        last = (steps == 1).unsqueeze(-1)
-        location, readout_log_scale = (head.unsqueeze(1) * last for head in self.readout(features))
-        previous = (decisions - location) * th.exp(-readout_log_scale)
-        mean, log_std = reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
-        residual = (previous - mean) / log_std.exp()
+        mean = th.cat([reverse_mean(latents, drift, tables), th.zeros_like(first)], dim=1)
+        log_std = th.cat([tables.noise_std.log() + log_scale, th.full_like(first, math.log(self.prior_std))], dim=1)
+        residual = (th.cat([previous, first], dim=1) - mean) * th.exp(-log_std)
         log_std = log_std + readout_log_scale
-        return StepKernels(
+        noising = noising_log_prob(latents, previous, tables) - readout_log_scale.sum(dim=-1)
+        return DecisionKernels(
             read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
             log_std.detach(),
             gaussian_log_prob(residual, log_std),
-            noising_log_prob(latents, previous, tables),
+            F.pad(noising, (0, 1)),
         )
 
     def reverse_kernel(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
@@ -312,20 +314,22 @@ class DiffusionActor(Actor):
         drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
         return reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
 
-    def path_log_prob(self, chains: th.Tensor, log_ratios: th.Tensor) -> th.Tensor:
+    def path_log_prob(self, chains: th.Tensor, kernels: DecisionKernels) -> th.Tensor:
         """
-        What the soft rewards from each step of a chain on sum to, ``log p(x^k) + Σ_{j≤k} ℓ_j``: at k = K the path
-        log-probability of :meth:`sample`. For an untrained "vp" diffusion it is the same at every k, the log-probability of
-        the action.
+        What the soft rewards from each decision of a chain on sum to, ``log p(a^k) + Σ_{j≤k} ℓ_j`` with ``p`` the density of
+        the first decision: for k = K, and for that decision itself, the path log-probability of :meth:`sample`. For an
+        untrained "vp" diffusion it is the same at every k, the log-probability of the action.
 
         :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param log_ratios: (B, K), ``log q - log π`` of all steps, without the term of tanh
-        :return: (B, K) in nats
+        :param kernels: of all K steps, as :meth:`evaluate_decisions` gives them
+        :return: (B, K + 1) in nats
         """
-        come = log_ratios.cumsum(dim=1)
+        come = (kernels.log_prob - kernels.noising_log_prob)[:, :-1].cumsum(dim=1)
         if self.squash_output:
             come = come - log_det_tanh(chains[:, 0]).unsqueeze(1)
-        return come + prior_log_prob(chains[:, 1:], self.prior_std)
+        mean, log_std = kernels.mean[:, -1:], kernels.log_std[:, -1:]
+        come = come + gaussian_log_prob((chains[:, 1:] - mean) * th.exp(-log_std), log_std)
+        return th.cat([come, come[:, -1:]], dim=1)
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None) -> PolicySample:
         """

@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import VecNormalize
+from torch.nn import functional as F
 
 from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
 
@@ -19,10 +20,10 @@ PER_STEP = ("old_values", "old_log_prob", "advantages", "returns", "old_noising_
 
 class ChainRolloutSamples(NamedTuple):
     """
-    A minibatch of B environment steps with all K diffusion steps of each; index k - 1 belongs to step k. ``chains``
-    (B, K + 1, d): ``a^0, x^1 … x^K``; ``old_values``, ``old_log_prob`` of the decisions, ``old_noising_log_prob``,
-    ``advantages`` and ``returns`` (B, K); ``old_means`` and ``old_log_stds`` (B, K, d) of the reverse kernels;
-    ``path_log_prob`` (B,) of the whole chains.
+    A minibatch of B environment steps with all decisions of each: index k - 1 belongs to the reverse step k, index K to the
+    first decision ``a^K``. ``chains`` (B, K + 1, d): ``a^0 … a^K``; ``old_values``, ``old_log_prob`` of the decisions,
+    ``old_noising_log_prob``, ``advantages`` and ``returns`` (B, K + 1); ``old_means`` and ``old_log_stds`` (B, K + 1, d) of
+    their Gaussians; ``path_log_prob`` (B,) of the whole chains.
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
@@ -38,22 +39,23 @@ class ChainRolloutSamples(NamedTuple):
 
     def at(self, steps: th.Tensor) -> "ChainRolloutSamples":
         """
-        :param steps: (B, κ), κ of the diffusion steps 1 … K of each row
-        :return: the same minibatch with only these in all arrays but ``chains`` and ``path_log_prob``
+        :param steps: (B, κ), κ of the reverse steps 1 … K of each row
+        :return: the same minibatch with only these and the first decision in all arrays but ``chains`` and ``path_log_prob``
         """
-        rows, columns = th.arange(len(steps), device=steps.device).unsqueeze(1), steps - 1
+        rows = th.arange(len(steps), device=steps.device).unsqueeze(1)
+        columns = F.pad(steps - 1, (0, 1), value=self.old_values.shape[1] - 1)
         return self._replace(**{name: getattr(self, name)[rows, columns] for name in PER_STEP})
 
 
 class ChainRollouts(RolloutBuffer):
     """
     What the two buffers below share. While a rollout is collected they store chains only; at its end the policy evaluates all
-    of them at once. From then on ``values``, ``log_probs``, ``advantages`` and ``returns`` have one entry for each diffusion
-    step, shape (n_steps, n_envs, K).
+    of them at once. From then on ``values``, ``log_probs``, ``advantages`` and ``returns`` have one entry for each decision,
+    shape (n_steps, n_envs, K + 1).
 
     Advantages and returns are those of the augmented decision process with soft rewards. Nothing is discounted inside a chain,
-    so the return of its first state, k = K, is that of the environment step with the reward ``r - τ (log p(x^K) + Σ_k ℓ_k)``,
-    and the other steps drop what lies behind them.
+    so the return of its first decision is that of the environment step with the reward ``r - τ (log p(a^K) + Σ_k ℓ_k)``, and
+    the other steps drop what lies behind them.
     """
 
     # Set by the algorithm before each rollout
@@ -85,11 +87,11 @@ class ChainRollouts(RolloutBuffer):
         for start in range(0, self.buffer_size, n_at_once):
             stop = min(start + n_at_once, self.buffer_size)
             chains = self.to_torch(self.chains[start:stop]).flatten(0, 1)
-            evaluation = self.policy.evaluate_chains(self._observations(slice(start, stop), flatten=True), chains)
-            path_log_prob = self.policy.actor.path_log_prob(chains, evaluation.log_prob - evaluation.noising_log_prob)
-            parts.append([array.unflatten(0, (stop - start, -1)) for array in (*evaluation, path_log_prob)])
+            values, kernels = self.policy.evaluate_chains(self._observations(slice(start, stop), flatten=True), chains)
+            path_log_prob = self.policy.actor.path_log_prob(chains, kernels)
+            parts.append([array.unflatten(0, (stop - start, -1)) for array in (values, *kernels, path_log_prob)])
         arrays = (th.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        self.values, self.log_probs, self.noising_log_probs, self.means, self.log_stds, self.path_log_probs = arrays
+        self.values, self.means, self.log_stds, self.log_probs, self.noising_log_probs, self.path_log_probs = arrays
 
     def _observations(self, rows: Any, flatten: bool = False) -> Any:
         """Observations of the given rows as tensors; ``flatten`` merges time steps and environments."""
@@ -105,7 +107,7 @@ class ChainRollouts(RolloutBuffer):
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         self._evaluate_chains()
         values, rewards, path_log_probs = self.values, self.rewards, self.path_log_probs
-        # SB3's recursion for the environment's steps: each is the chain's first state, with the entropy of the whole path.
+        # SB3's recursion for the environment's steps: each is the chain's first decision, with the entropy of the whole path.
         self.values, self.rewards = values[..., -1], rewards - self.ent_coef * path_log_probs[..., -1]
         self.advantages = np.zeros_like(rewards)
         super().compute_returns_and_advantage(last_values, dones)

@@ -25,7 +25,7 @@ SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
 
 class MinibatchLosses(NamedTuple):
-    """The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each diffusion step, (K,)."""
+    """The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each decision, (K + 1,)."""
 
     loss: th.Tensor
     policy_gradient_loss: th.Tensor
@@ -38,20 +38,21 @@ class DiffPPO(SafeSaveMixin, PPO):
     """
     Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
     decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process
-    with the soft rewards ``r 1[k=1] - τ ℓ_k``, and τ the entropy coefficient, the policy loss is the mean over the steps k of
+    with the soft rewards ``r 1[k=1] - τ ℓ_k``, and τ the entropy coefficient, the policy loss is the mean over decisions of
 
         - min(ρ_k Â_k, clip(ρ_k, 1 - ε, 1 + ε) Â_k),      Â_k = A_k + τ (ℓ_k^old - ℓ_k(θ)) without a gradient,
 
-    and ``-τ ρ_k log π_θ(x^k | x^{k-1})`` where the clip is inactive (ρ_k without a gradient). τ = 0 is DPPO (arXiv
-    2409.00588). One row of a minibatch is an environment step with κ of its K diffusion steps, so there are as many optimizer
-    steps as in PPO.
+    and ``-τ ρ_k log π_θ(x^k | x^{k-1})`` where the clip is inactive (ρ_k without a gradient). With the state-dependent
+    read-out, latents are ``a^k = m + c x^k``, and the first one, ``a^K`` from ``N(m, (c ν)²)``, is a decision like the others.
+    τ = 0 is DPPO (arXiv 2409.00588). One row of a minibatch is an environment step with κ of its K reverse steps and the first
+    decision, so there are as many optimizer steps as in PPO.
 
     Parameters not listed are those of :class:`stable_baselines3.PPO`, in the same order.
 
     :param ent_coef: τ: a number, a function of the remaining progress (1 … 0), "lin_<initial value>" (falls to 0), "auto" or
         "auto_<initial value>" (learned)
     :param target_kl: stop an update where the closed-form KL divergence of the chains exceeds 1.5 times this
-    :param latents_per_state: κ, diffusion steps of an environment step in each minibatch, 1 … K; None: all K
+    :param latents_per_state: κ, reverse steps of an environment step in each minibatch, 1 … K; None: all K
     :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
     :raises ValueError: for an argument out of range
     """
@@ -236,7 +237,7 @@ class DiffPPO(SafeSaveMixin, PPO):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        diffusion_steps, parameters = self.policy.actor.diffusion_steps, list(self.policy.parameters())
+        parameters = list(self.policy.parameters())
         logged: list[MinibatchLosses] = []
         continue_training = True
 
@@ -245,8 +246,8 @@ class DiffPPO(SafeSaveMixin, PPO):
             for data in self.rollout_buffer.get(self.batch_size):
                 losses = self._losses(data, clip_range, clip_range_vf)
                 logged.append(MinibatchLosses(*(value.detach() for value in losses)))
-                # Of the whole chain: the steps' divergences add up.
-                if self.target_kl is not None and (kl := losses.kl.nanmean() * diffusion_steps) > 1.5 * self.target_kl:
+                # Of the whole chain: the decisions' divergences add up.
+                if self.target_kl is not None and (kl := losses.kl.nanmean() * len(losses.kl)) > 1.5 * self.target_kl:
                     continue_training = False
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
@@ -275,15 +276,15 @@ class DiffPPO(SafeSaveMixin, PPO):
 
     def _losses(self, data: ChainRolloutSamples, clip_range: float, clip_range_vf: float | None) -> MinibatchLosses:
         steps = self._choose_steps(len(data.returns))
-        evaluation = self.policy.evaluate_chains(data.observations, data.chains, steps)
+        values, kernels = self.policy.evaluate_chains(data.observations, data.chains, steps)
         if steps is not None:
             data = data.at(steps)
         ent_coef = self.rollout_buffer.ent_coef
-        log_prob_change = evaluation.log_prob - data.old_log_prob
+        log_prob_change = kernels.log_prob - data.old_log_prob
         advantages = data.advantages
         if ent_coef > 0:
-            # The entropy of the current step under the current policy
-            noising_change = evaluation.noising_log_prob - data.old_noising_log_prob
+            # The entropy of the current decision under the current policy
+            noising_change = kernels.noising_log_prob - data.old_noising_log_prob
             advantages = advantages - ent_coef * (log_prob_change - noising_change).detach()
         scale: th.Tensor | float = 1.0
         if self.normalize_advantage and len(advantages) > 1:
@@ -293,21 +294,20 @@ class DiffPPO(SafeSaveMixin, PPO):
         ratio = th.exp(log_prob_change)
         unclipped = advantages * ratio
         clipped = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
-        policy_loss = loss = -th.min(unclipped, clipped).mean()
+        policy_loss = loss = -self._mean_over_decisions(th.min(unclipped, clipped))
         if ent_coef > 0:
             # The noising kernel moves with the read-out and a learned schedule: the part of the reward that depends on θ
             weight = (unclipped <= clipped) * ratio.detach() / scale
-            loss = loss - ent_coef * (weight * evaluation.noising_log_prob).mean()
-        values = evaluation.values
+            loss = loss - ent_coef * self._mean_over_decisions(weight * kernels.noising_log_prob)
         if clip_range_vf is not None:
             values = data.old_values + th.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
-        value_loss = F.mse_loss(values, data.returns)
+        value_loss = self._mean_over_decisions((values - data.returns).square())
         loss = loss + self.vf_coef * value_loss
 
         with th.no_grad():
-            kl = gaussian_kl(data.old_means, data.old_log_stds, evaluation.means, evaluation.log_stds)
+            kl = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
             outside = ((ratio - 1).abs() > clip_range).float()
-            kl, clip_fraction = self._per_step(th.stack([kl, outside]), steps)
+            kl, clip_fraction = self._per_decision(th.stack([kl, outside]), steps)
         return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction)
 
     def _log(self, means: MinibatchLosses) -> None:
@@ -316,9 +316,10 @@ class DiffPPO(SafeSaveMixin, PPO):
         self.logger.record("train/value_loss", means.value_loss.item())
         self.logger.record("train/approx_kl", means.kl.nanmean().item() * len(means.kl))
         self.logger.record("train/clip_fraction", means.clip_fraction.nanmean().item())
-        for i, (kl, clip_fraction) in enumerate(zip(means.kl.tolist(), means.clip_fraction.tolist(), strict=True)):
-            self.logger.record(f"train/approx_kl_{i + 1}", kl)
-            self.logger.record(f"train/clip_fraction_{i + 1}", clip_fraction)
+        names = [*range(1, len(means.kl)), "prior"]  # the last is the first decision
+        for name, kl, clip_fraction in zip(names, means.kl.tolist(), means.clip_fraction.tolist(), strict=True):
+            self.logger.record(f"train/approx_kl_{name}", kl)
+            self.logger.record(f"train/clip_fraction_{name}", clip_fraction)
         buffer = self.rollout_buffer
         # Of the policy that collected the rollout
         self.logger.record("train/path_entropy", -float(buffer.path_log_probs[..., -1].mean()))
@@ -333,12 +334,20 @@ class DiffPPO(SafeSaveMixin, PPO):
             return None
         return th.rand(batch_size, diffusion_steps, device=self.device).argsort(dim=1)[:, : self.latents_per_state] + 1
 
-    def _per_step(self, values: th.Tensor, steps: th.Tensor | None) -> th.Tensor:
-        """Means (n, K) of (n, B, κ) by diffusion step; nan where a minibatch has none of it."""
+    def _mean_over_decisions(self, values: th.Tensor) -> th.Tensor:
+        """Mean of (B, κ + 1) in which the κ reverse steps stand for all K."""
+        diffusion_steps, n_chosen = self.policy.actor.diffusion_steps, values.shape[1] - 1
+        if n_chosen == diffusion_steps:
+            return values.mean()
+        return (values[:, :-1].mean() * diffusion_steps + values[:, -1].mean()) / (diffusion_steps + 1)
+
+    def _per_decision(self, values: th.Tensor, steps: th.Tensor | None) -> th.Tensor:
+        """Means (n, K + 1) of (n, B, κ + 1) by decision; nan where a minibatch has none of it."""
         if steps is None:
             return values.mean(dim=1)
-        sums = th.zeros(len(values), self.policy.actor.diffusion_steps, device=values.device)
-        chosen = (steps - 1).flatten()
+        diffusion_steps = self.policy.actor.diffusion_steps
+        sums = th.zeros(len(values), diffusion_steps + 1, device=values.device)
+        chosen = F.pad(steps - 1, (0, 1), value=diffusion_steps).flatten()
         counts = sums.index_add(1, chosen, th.ones_like(values).flatten(1))
         return sums.index_add(1, chosen, values.flatten(1)) / counts
 

@@ -12,23 +12,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+from torch.nn import functional as F
 
-from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 
 
 class ChainEvaluation(NamedTuple):
     """
-    Chosen steps of given chains under the current policy, κ for each of B chains: ``values`` (B, κ), ``V(s, x^k, k)``;
-    ``log_prob`` (B, κ) of the decisions; ``noising_log_prob`` (B, κ), ``log π(x^k | x^{k-1})``; ``means`` and ``log_stds``
-    (B, κ, d) of the reverse kernels.
+    Chosen decisions of given chains under the current policy, κ reverse steps for each of B chains and in the last column the
+    first decision ``a^K``: ``values`` (B, κ + 1), ``V(s, a^k, k)``, for the first decision ``V(s)``; and their ``kernels``.
     """
 
     values: th.Tensor
-    log_prob: th.Tensor
-    noising_log_prob: th.Tensor
-    means: th.Tensor
-    log_stds: th.Tensor
+    kernels: DecisionKernels
 
 
 class DiffusionActorCriticPolicy(ActorCriticPolicy):
@@ -134,8 +131,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             **self.diffusion_kwargs,
         )
         diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
+        # Step K + 1: before the first decision, when there is no latent
         self.critic = StepConditionedMLP(
-            self.features_dim, self.actor.action_dim, diffusion_steps, 1, critic_arch, self.activation_fn, prior_std
+            self.features_dim, self.actor.action_dim, diffusion_steps + 1, 1, critic_arch, self.activation_fn, prior_std
         )
         if self.ortho_init:
             gains: dict[nn.Module, float] = {self.pi_features_extractor: np.sqrt(2), self.vf_features_extractor: np.sqrt(2)}
@@ -163,8 +161,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
         :param obs: observations
         :param deterministic: must be False: a mode has no chain; ``predict(obs, deterministic=True)`` finds it
-        :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s, x^K, K)`` (B, 1); in the place of a log-probability
-            the chains (B, K + 1, d), ``a^0, x^1 … x^K``
+        :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s)`` (B, 1); in the place of a log-probability the
+            chains (B, K + 1, d), ``a^0 … a^K``
         :raises ValueError: for ``deterministic=True``
         """
         if deterministic:
@@ -172,36 +170,36 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         pi_features, vf_features = self._both_features(obs)
         chains = self.actor.sample_chains(pi_features)
         actions = self.actor.squash(chains[:, 0]).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-        return actions, self._first_values(vf_features, chains[:, -1]), chains
+        return actions, self._state_values(vf_features), chains
 
-    def _first_values(self, features: th.Tensor, latents: th.Tensor) -> th.Tensor:
-        """``V(s, x^K, K)``, (B, 1)."""
-        return self.critic(self.critic.condition(features), latents, self.actor.diffusion_steps)
+    def _state_values(self, features: th.Tensor) -> th.Tensor:
+        """``V(s)`` (B, 1), before the first decision."""
+        no_latents = features.new_zeros(len(features), self.actor.action_dim)
+        return self.critic(self.critic.condition(features), no_latents, self.actor.diffusion_steps + 1)
 
     def evaluate_chains(self, obs: PyTorchObs, chains: th.Tensor, steps: th.Tensor | None = None) -> ChainEvaluation:
         """
         :param obs: observations
-        :param chains: (B, K + 1, d), ``a^0, x^1 … x^K``
-        :param steps: (B, κ), the steps k of each chain to evaluate; None for all
-        :return: values, log-probabilities and kernels of these steps
+        :param chains: (B, K + 1, d), ``a^0 … a^K``
+        :param steps: (B, κ), the reverse steps k of each chain to evaluate; None for all
+        :return: values and kernels of these steps and of the first decision
         """
-        if steps is None:
-            steps, latents, decisions = self.all_steps, chains[:, 1:], chains[:, :-1]
-        else:
-            rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
-            latents, decisions = chains[rows, steps], chains[rows, steps - 1]
+        steps = self.all_steps.expand(len(chains), -1) if steps is None else steps
         pi_features, vf_features = self._both_features(obs)
-        kernels = self.actor.evaluate_decisions(pi_features, latents, decisions, steps)
-        values = self.critic(self.critic.condition(vf_features).unsqueeze(1), latents, steps).squeeze(2)
-        return ChainEvaluation(values, kernels.log_prob, kernels.noising_log_prob, kernels.mean, kernels.log_std)
+        rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
+        latents = F.pad(chains[rows, steps], (0, 0, 0, 1))
+        critic_steps = F.pad(steps, (0, 1), value=self.actor.diffusion_steps + 1)
+        values = self.critic(self.critic.condition(vf_features).unsqueeze(1), latents, critic_steps).squeeze(2)
+        return ChainEvaluation(values, self.actor.evaluate_decisions(pi_features, chains, steps))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, None]:
         """
         Evaluates *chains*, not actions: the log-probability of an action alone is an integral over all chains that end in it.
 
         :param obs: observations
-        :param actions: chains (B, K + 1, d), ``a^0, x^1 … x^K``, such as :meth:`forward` returns
-        :return: ``V(s, x^k, k)`` (B, K), log-probabilities of the K decisions (B, K), and None: no closed-form entropy exists
+        :param actions: chains (B, K + 1, d), ``a^0 … a^K``, such as :meth:`forward` returns
+        :return: ``V(s, a^k, k)`` for k = 1 … K and ``V(s)``, (B, K + 1); log-probabilities of the K reverse steps and of the
+            first decision, (B, K + 1); and None: no closed-form entropy exists
         :raises ValueError: for anything but chains
         """
         wanted = (self.actor.diffusion_steps + 1, self.actor.action_dim)
@@ -211,7 +209,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
                 f"{wanted[1]}), as forward(obs) returns them; an action alone has no exact log-probability"
             )
         evaluation = self.evaluate_chains(obs, actions)
-        return evaluation.values, evaluation.log_prob, None
+        return evaluation.values, evaluation.kernels.log_prob, None
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """:raises NotImplementedError: always; a diffusion policy has no distribution with an exact log-probability"""
@@ -223,11 +221,10 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations
-        :return: (B, 1), ``V(s, x^K, K)`` at a fresh sample of the prior
+        :return: ``V(s)``, (B, 1)
         """
         _, features = self._both_features(obs)
-        latents = self.actor.prior_std * th.randn(len(features), self.actor.action_dim, device=features.device)
-        return self._first_values(features, latents)
+        return self._state_values(features)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         features = self.actor.extract_features(observation, self.pi_features_extractor)
