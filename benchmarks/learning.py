@@ -33,18 +33,16 @@ COLUMNS = (
 # batch size 256, learning rate 3e-4, one update per step): rl-zoo3's warm-up for MuJoCo. On-policy variants have rl-zoo3's
 # tuned settings of PPO for the environment (version 4), normalised observations and rewards among them.
 OFF_POLICY: dict[str, Any] = {"learning_starts": 10_000}
-# Noise levels β_1 … β_4 with which the policy decides 92 % of an action's variance, most of it in the last step, k = 1
-LATE: dict[str, Any] = {"noise_schedule": [0.6, 0.5, 0.4, 0.3]}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sac": {"algo": "sac"},
     "diffsac": {"algo": "diffsac", "torch_compile": True},
     "diffwpo": {"algo": "diffwpo", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
     "ppo": {"algo": "ppo"},
-    "diffppo": {"algo": "diffppo", "policy_kwargs": LATE | {"learn_variance": False}, "learning_rate_factor": 2.0},
+    "diffppo": {"algo": "diffppo", "learning_rate_factor": 2.0},
 }
 # One default changed at a time, for short runs, by the algorithm: --variants diffsac-choices --steps 30000 --out
-# benchmarks/results/choices; --variants diffppo-choices --steps 100000 --eval-freq 20000 with the same --out.
+# benchmarks/results/choices; --variants diffppo-choices --steps 60000 --eval-freq 20000 with the same --out.
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "diffsac": {
         "2-steps": {"policy_kwargs": {"diffusion_steps": 2}},
@@ -64,14 +62,10 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         "fast": {"learning_rate_factor": 5.0},
         "hot": {"ent_coef": 0.003},
         "zero-temperature": {"ent_coef": 0.0},
-        "gentle": {"policy_kwargs": {"learn_variance": False}},
-        "learned-variance": {"policy_kwargs": LATE},
-        "no-squash": {"policy_kwargs": LATE | {"learn_variance": False, "squash_output": False}},
-        "no-readout": {
-            "policy_kwargs": LATE
-            | {"learn_variance": False, "state_dependent_readout": False, "log_std_init": 0.0, "prior_std": 0.135},
-            "learning_rate_factor": 5.0,
-        },
+        "fixed-variance": {"policy_kwargs": {"learn_variance": False}},
+        "steep": {"policy_kwargs": {"beta_min": 0.2, "beta_max": 0.6}},
+        "no-squash": {"policy_kwargs": {"squash_output": False}},
+        "8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
         "2-latents": {"latents_per_state": 2},
         "wide-clip": {"clip_range": 0.2},
     },

@@ -126,7 +126,7 @@ def test_some_steps_are_evaluated_as_among_all(squash_output: bool) -> None:
 
 
 def test_the_score_of_the_location_is_hardly_noisier_than_a_gaussians() -> None:
-    """Zero heads: its variance is the Fisher information that docs/method.md states; read out at the end it would be 1 / β_1."""
+    """Zero heads: its variance is the Fisher information of docs/method.md; read out at the end it would be 1 / β_1."""
     policy = make(policy_kwargs=dict(log_std_init=-1.0, prior_std=1.2)).policy
     observations = th.zeros(100, 3)
     location = policy.actor.mu.bias  # type: ignore[union-attr]
