@@ -184,7 +184,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param steps: (B, κ), the reverse steps k of each chain to evaluate; None for all
         :return: values and kernels of these steps and of the first decision
         """
-        steps = self.all_steps.expand(len(chains), -1) if steps is None else steps
+        steps = self.all_steps if steps is None else steps
         pi_features, vf_features = self._both_features(obs)
         rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
         latents = F.pad(chains[rows, steps], (0, 0, 0, 1))
