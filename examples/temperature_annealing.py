@@ -17,6 +17,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback
@@ -46,8 +47,11 @@ class Curve(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[dict[str, float]] = []
+        self.rewards: list[float] = []
 
     def _on_step(self) -> bool:
+        # Not those of the rollout buffer, which contain the values that time limits are bootstrapped with
+        self.rewards.append(float(self.locals["rewards"].mean()))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -57,9 +61,10 @@ class Curve(BaseCallback):
                 "timesteps": self.num_timesteps,
                 "ent_coef": buffer.ent_coef,
                 "path_entropy": -float(buffer.path_log_probs[..., -1].mean()),
-                "mean_reward": float(buffer.rewards.mean()),
+                "mean_reward": float(np.mean(self.rewards)),
             }
         )
+        self.rewards = []
 
 
 def train(schedule: str, seed: int, steps: int) -> dict[str, Any]:
@@ -93,20 +98,21 @@ def summarise(seeds: list[int], steps: int, out: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["schedule", "seed", "timesteps", *columns, "smallest_share"])
         for i, schedule in enumerate(SCHEDULES):
-            for seed in seeds:
-                result = result_of(schedule, seed, steps, out)
+            results = {seed: result_of(schedule, seed, steps, out) for seed in seeds}
+            shares = ", ".join(f"{result['smallest_share']:.2f}" for result in results.values())
+            for seed, result in results.items():
                 curve, last = result["curve"], len(result["curve"]) - 1
                 for row, values in enumerate(curve):
                     share = f"{result['smallest_share']:.4g}" if row == last else ""
                     numbers = [f"{values[column]:.5g}" for column in columns]
                     writer.writerow([schedule, seed, values["timesteps"], *numbers, share])
                 for panel, column in zip(panels, columns, strict=True):
-                    label = f"{schedule} (share {result['smallest_share']:.2f})" if seed == seeds[0] else None
+                    label = f"{schedule} (shares {shares})" if seed == seeds[0] else None
                     x, y = ([values[key] for values in curve] for key in ("timesteps", column))
-                    panel.plot(x, y, color=f"C{i}", alpha=0.8, label=label)
+                    panel.plot(np.array(x) / 1000, y, color=f"C{i}", alpha=0.8, label=label)
     for panel, title in zip(panels, columns.values(), strict=True):
         panel.set_title(title)
-        panel.set_xlabel("environment steps")
+        panel.set_xlabel("thousand environment steps")
         panel.grid(alpha=0.3)
     panels[0].set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
