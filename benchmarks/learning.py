@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "diffppo": {"algo": "diffppo", "learning_rate_factor": 2.0},
 }
 # One default changed at a time, for short runs, by the algorithm: --variants diffsac-choices --steps 30000 --out
-# benchmarks/results/choices; --variants diffppo-choices --steps 60000 --eval-freq 20000 with the same --out.
+# benchmarks/results/choices; --variants diffppo-choices --steps 100000 --eval-freq 20000 with the same --out.
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "diffsac": {
         "2-steps": {"policy_kwargs": {"diffusion_steps": 2}},
@@ -60,7 +60,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "diffppo": {
         "slow": {"learning_rate_factor": 1.0},
         "fast": {"learning_rate_factor": 5.0},
-        "hot": {"ent_coef": 0.003},
+        "hot": {"ent_coef": 0.01},
         "zero-temperature": {"ent_coef": 0.0},
         "fixed-variance": {"policy_kwargs": {"learn_variance": False}},
         "steep": {"policy_kwargs": {"beta_min": 0.2, "beta_max": 0.6}},
