@@ -8,10 +8,10 @@ Writes temperature_annealing.csv (temperature, path entropy and mean reward of e
 in any heading at the end) and temperature_annealing.png to --out. A finished run is not repeated.
 
 What was found (three seeds, ``examples/results/temperature_annealing``): a temperature that falls keeps at least 0.47 of the
-actions on either side in every heading on all seeds, linearly at a final mean reward of 0.97, geometrically of 0.98. A constant
-0.02 earns 0.97 in half the steps, but its path entropy falls from the first steps on and the seeds end with smallest shares
-of 0.33, 0.00 and 0.45. The geometric schedule is the better one: the linear one is still above 0.1 after 50 000 steps and only
-begins to sharpen there.
+actions on either side in every heading on all seeds, linearly at a final mean reward of 0.97, geometrically of 0.98. A
+constant 0.02 earns 0.97 in half the steps, but its path entropy falls from the first steps on and the seeds end with
+smallest shares of 0.33, 0.00 and 0.45. The geometric schedule is the better one: the linear one is still above 0.1 after
+50 000 steps and only begins to sharpen there.
 """
 
 import argparse
