@@ -47,9 +47,10 @@ def make(algorithm: type[SAC], policy: Any, env: str, device: str, **kwargs: Any
     return model.learn(WARM_UP + 10)
 
 
-def make_on_policy(algorithm: type[PPO], env: str, device: str, **policy_kwargs: Any) -> PPO:
+def make_on_policy(
+    algorithm: type[PPO], env: str, device: str, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+) -> PPO:
     """The same for PPO and DiffPPO."""
-    policy_kwargs["net_arch"] = [256, 256]
     model = algorithm(
         "MlpPolicy",
         make_vec_env(env, seed=0),
@@ -57,7 +58,8 @@ def make_on_policy(algorithm: type[PPO], env: str, device: str, **policy_kwargs:
         device=device,
         n_steps=ROLLOUT,
         batch_size=256,
-        policy_kwargs=policy_kwargs,
+        policy_kwargs=dict(net_arch=[256, 256]) | (policy_kwargs or {}),
+        **kwargs,
     )
     return model.learn(ROLLOUT)
 
@@ -68,17 +70,17 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], BaseAlgorith
         "SAC": partial(make, SAC, "MlpPolicy", *common),
         "PPO": partial(make_on_policy, PPO, *common),
     }
+
+    def build(steps: int, function: Any, *algorithm: Any, **kwargs: Any) -> Callable[[], BaseAlgorithm]:
+        return lambda: function(*algorithm, *common, policy_kwargs=dict(diffusion_steps=steps), **kwargs)
+
+    ours = {"DiffSAC": (make, DiffSAC, "MlpPolicy"), "DiffWPO": (make, DiffWPO, "MlpPolicy")}
     for steps in args.diffusion_steps:
-        policy_kwargs = dict(diffusion_steps=steps)
-        for name, algorithm in {"DiffSAC": DiffSAC, "DiffWPO": DiffWPO}.items():
-            build = partial(make, algorithm, "MlpPolicy", *common)
-            builders[f"{name}, K = {steps}"] = partial(build, policy_kwargs=dict(policy_kwargs))
+        for name, recipe in {**ours, "DiffPPO": (make_on_policy, DiffPPO)}.items():
+            builders[f"{name}, K = {steps}"] = build(steps, *recipe)
             if steps in args.compiled_steps:
-                compiled = partial(build, policy_kwargs=dict(policy_kwargs), torch_compile=True)
-                builders[f"{name} compiled, K = {steps}"] = compiled
-        full_chain = partial(make, SAC, DiffusionSACPolicy, *common)
-        builders[f"full chain, K = {steps}"] = partial(full_chain, policy_kwargs=dict(policy_kwargs))
-        builders[f"DiffPPO, K = {steps}"] = partial(make_on_policy, DiffPPO, *common, **policy_kwargs)
+                builders[f"{name} compiled, K = {steps}"] = build(steps, *recipe, torch_compile=True)
+        builders[f"full chain, K = {steps}"] = build(steps, make, SAC, DiffusionSACPolicy)
     return builders
 
 
@@ -144,6 +146,7 @@ def on_policy_parts(model: BaseAlgorithm, patch: Callable[..., None]) -> list[th
     assert isinstance(model, PPO)
     patch(model.rollout_buffer, "_get_samples", "buffer")
     patch(model.policy, "evaluate_chains" if isinstance(model, DiffPPO) else "evaluate_actions", "policy and value, forward")
+    patch(th.autograd, "grad", "all, backward")
     patch(th.Tensor, "backward", "all, backward")
     return [model.policy.optimizer]
 
@@ -233,9 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5", help="with vector observations")
     parser.add_argument("--diffusion-steps", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument(
-        "--compiled-steps", nargs="*", type=int, default=[4, 8, 16], help="K for which DiffSAC also runs compiled"
-    )
+    parser.add_argument("--compiled-steps", nargs="*", type=int, default=[4, 8, 16], help="K for which ours also run compiled")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -14,6 +14,7 @@ import pytest
 import torch as th
 from envs_for_tests import StrictBoxEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
 from sb3_diffusion import DiffSAC, DiffWPO
@@ -22,6 +23,7 @@ from sb3_diffusion import DiffSAC, DiffWPO
 ALGORITHMS = [DiffSAC, DiffWPO]
 
 SMALL: dict[str, Any] = dict(buffer_size=200, learning_starts=8, batch_size=8, seed=0, device="cpu")
+SMALL_ON_POLICY: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,7 +45,8 @@ def make_model(algorithm: type[BaseAlgorithm]) -> Callable[..., Any]:
 
     def make(env: Any = None, policy: Any = "MlpPolicy", policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         env = StrictBoxEnv() if env is None else env
-        return algorithm(policy, env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **(SMALL | kwargs))
+        small = SMALL_ON_POLICY if issubclass(algorithm, OnPolicyAlgorithm) else SMALL
+        return algorithm(policy, env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **(small | kwargs))
 
     return make
 

@@ -9,15 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from conftest import ALGORITHMS, SMALL_ON_POLICY
+from torch._dynamo.utils import counters
+
+from sb3_diffusion import DiffPPO
 
 MakeModel = Callable[..., Any]
 
 
-def train(model: Any, gradient_steps: int) -> Any:
+@pytest.fixture(params=[*ALGORITHMS, DiffPPO], ids=lambda algorithm: algorithm.__name__)
+def algorithm(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def train(model: Any) -> Any:
     th.manual_seed(5)
     np.random.seed(5)
-    model.train(gradient_steps, batch_size=16)
+    arguments = () if isinstance(model, DiffPPO) else (3, 16)
+    model.train(*arguments)
     return model
+
+
+def use_backend(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    compile_function = th.compile
+    if backend != "inductor":  # which is the default, and the only one with options
+        monkeypatch.setattr(th, "compile", lambda *args, options, **kwargs: compile_function(*args, backend=backend, **kwargs))
 
 
 BACKENDS = [
@@ -31,19 +47,19 @@ BACKENDS = [
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_gradient_step_equals_the_plain_one(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, backend: str
+    algorithm: Any, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    compile_function = th.compile
-    if backend != "inductor":  # which is the default, and the only one with options
-        monkeypatch.setattr(th, "compile", lambda *args, options, **kwargs: compile_function(*args, backend=backend, **kwargs))
+    use_backend(monkeypatch, backend)
     # SGD: Adam's first steps would turn rounding errors of small gradients into full steps.
-    kwargs = dict(learning_starts=30, policy_kwargs=dict(optimizer_class=th.optim.SGD, diffusion_steps=3))
+    kwargs: dict[str, Any] = dict(ent_coef="auto", policy_kwargs=dict(optimizer_class=th.optim.SGD, diffusion_steps=3))
+    if algorithm is not DiffPPO:
+        kwargs["learning_starts"] = 30
     plain, compiled = (make_model(torch_compile=choice, **kwargs).learn(20) for choice in (False, True))
     before = {name: value.clone() for name, value in plain.policy.state_dict().items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch_compile")
-        train(compiled, 3)
-    train(plain, 3)
+        train(compiled)
+    train(plain)
     moved = 0
     for name, value in plain.policy.state_dict().items():
         th.testing.assert_close(compiled.policy.state_dict()[name], value, rtol=1e-4, atol=1e-6)
@@ -77,11 +93,30 @@ def test_a_model_saved_with_torch_compile_loads_and_compiles_again(
 
     monkeypatch.setattr(th, "compile", record)
     model = make_model(torch_compile=True).learn(20)
-    assert len(compiled) == 2
+    n_functions = 1 if isinstance(model, DiffPPO) else 2
+    assert len(compiled) == n_functions
     model.save(tmp_path / "model.zip")
     loaded = type(model).load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
     assert loaded.torch_compile
     loaded.learn(20)
-    assert compiled[2:] == compiled[:2]
+    assert compiled[n_functions:] == compiled[:n_functions]
     plain = type(model).load(tmp_path / "model.zip", env=model.get_env(), device="cpu", torch_compile=False).learn(20)
-    assert len(compiled) == 4 and not plain.torch_compile
+    assert len(compiled) == 2 * n_functions and not plain.torch_compile
+
+
+def test_diffppos_schedules_do_not_compile_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "aot_eager")
+    model = DiffPPO(
+        "MlpPolicy",
+        "Pendulum-v1",
+        policy_kwargs=dict(net_arch=[16]),
+        clip_range=lambda progress: 0.1 + 0.1 * progress,
+        clip_range_vf=lambda progress: 0.2 + 0.1 * progress,
+        ent_coef="lin_0.1",
+        learning_rate=lambda progress: 1e-3 * progress,
+        torch_compile=True,
+        **SMALL_ON_POLICY,
+    )
+    before = counters["stats"]["unique_graphs"]
+    model.learn(48)
+    assert counters["stats"]["unique_graphs"] == before + 1

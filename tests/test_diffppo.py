@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import scatter_weights
+from conftest import SMALL_ON_POLICY, scatter_weights
 from envs_for_tests import AnyActionEnv, AnyObservationEnv, AsDict, CountingExtractor, SmallImageExtractor, StrictBoxEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -23,14 +23,13 @@ from torch.nn import functional as F
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
 from sb3_diffusion.diffppo import buffers
 from sb3_diffusion.diffppo.buffers import ChainRolloutSamples
+from sb3_diffusion.diffppo.diffppo import Coefficients
 from sb3_diffusion.envs import AugmentedMDP
-
-SMALL: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
 
 
 def make(env: Any = None, policy: Any = "MlpPolicy", policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DiffPPO:
     env = StrictBoxEnv(low=[-3.0, 0.0], high=[5.0, 0.5]) if env is None else env
-    return DiffPPO(policy, env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **(SMALL | kwargs))
+    return DiffPPO(policy, env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **(SMALL_ON_POLICY | kwargs))
 
 
 def weights(model: DiffPPO) -> th.Tensor:
@@ -300,7 +299,6 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
     """
     model = make(policy_kwargs=dict(diffusion_steps=2), normalize_advantage=False, vf_coef=0.0)
     scatter_weights(model.policy, 0.3)
-    model.rollout_buffer.ent_coef = 1.0
     policy, n, seeds = model.policy, 100_000, (0, 1, 2, 3)
     observations = th.zeros(n, 3)
     parameters = [policy.actor.mu.bias, policy.actor.denoiser.body[-1].bias]  # type: ignore[union-attr]
@@ -325,7 +323,9 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
             observations, chains, values, old.log_prob, advantages, values,
             old.noising_log_prob, old.mean, old.log_std, to_come[:, -1],
         )  # fmt: skip
-        loss = 3 * model._losses(data, 0.2, None).loss  # a mean over three decisions, of which the path is the sum
+        loss = (
+            3 * model._losses(data, Coefficients(th.tensor(0.2), ent_coef=th.tensor(1.0))).loss
+        )  # a mean over three decisions, of which the path is the sum
         ours += th.cat([gradient[:2] for gradient in th.autograd.grad(loss, parameters)]) / len(seeds)  # type: ignore[arg-type]
     expected = []
     for parameter in parameters:
@@ -349,7 +349,7 @@ def test_the_loss_is_ppos_for_every_chosen_step(latents_per_state: int | None, n
     scatter_weights(policy, 0.05, seed=5)
     data = next(model.rollout_buffer.get(16))
     th.manual_seed(6)
-    losses = model._losses(data, clip_range, clip_range_vf)
+    losses = model._losses(data, Coefficients(*map(th.tensor, (clip_range, clip_range_vf, ent_coef))))
     th.manual_seed(6)
     chosen = model._choose_steps(16)
     steps = th.arange(1, 5).expand(16, -1) if chosen is None else chosen
@@ -725,7 +725,7 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
         ("n_steps", 0), ("n_epochs", 0), ("batch_size", 0), ("batch_size", 2.5),
         ("clip_range", float("nan")), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0),
         ("vf_coef", -1.0), ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True),
-        ("rollout_buffer_class", RolloutBuffer),
+        ("rollout_buffer_class", RolloutBuffer), ("torch_compile", None), ("torch_compile", 2),
     ],
 )  # fmt: skip
 def test_an_argument_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """DiffPPO: proximal policy optimisation of a diffusion policy, one reverse step as one decision."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,8 +16,10 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explai
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
+from sb3_diffusion.common.compiling import compiled_or_eager
+from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
-from sb3_diffusion.common.validation import check_number, check_schedule, scheduled
+from sb3_diffusion.common.validation import check_choice, check_number, check_schedule, scheduled
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -32,6 +35,14 @@ class MinibatchLosses(NamedTuple):
     value_loss: th.Tensor
     kl: th.Tensor
     clip_fraction: th.Tensor
+
+
+class Coefficients(NamedTuple):
+    """Scalars of the losses that may change from rollout to rollout; without ``ent_coef`` the temperature is 0."""
+
+    clip_range: th.Tensor
+    clip_range_vf: th.Tensor | None = None
+    ent_coef: th.Tensor | None = None
 
 
 class DiffPPO(SafeSaveMixin, PPO):
@@ -54,6 +65,9 @@ class DiffPPO(SafeSaveMixin, PPO):
     :param target_kl: stop an update where the closed-form KL divergence of the chains exceeds 1.5 times this
     :param latents_per_state: κ, reverse steps of an environment step in each minibatch, 1 … K; None: all K
     :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
+    :param torch_compile: compile the losses and their gradients with ``torch.compile`` at the first update: the same numbers
+        in fewer operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training
+        goes on
     :raises ValueError: for an argument out of range
     """
 
@@ -95,6 +109,7 @@ class DiffPPO(SafeSaveMixin, PPO):
         device: th.device | str = "auto",
         latents_per_state: int | None = None,
         target_entropy: str | float = "auto",
+        torch_compile: bool = False,
         _init_setup_model: bool = True,
     ):
         check_number("batch_size", batch_size, 1, integer=True)  # PPO divides by it before anything is checked
@@ -130,6 +145,7 @@ class DiffPPO(SafeSaveMixin, PPO):
         )
         self.latents_per_state = latents_per_state
         self.target_entropy = target_entropy
+        self.torch_compile = torch_compile
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Adam | None = None
         if _init_setup_model:
@@ -176,6 +192,7 @@ class DiffPPO(SafeSaveMixin, PPO):
                 raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         else:
             check_number("target_entropy", self.target_entropy, -math.inf)
+        check_choice("torch_compile", self.torch_compile, (False, True))
         if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRollouts):
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class!r} stores no chains; allowed: subclasses of "
@@ -200,6 +217,10 @@ class DiffPPO(SafeSaveMixin, PPO):
                 isinstance(self.action_space, spaces.Box)
                 and np.isfinite([self.action_space.low, self.action_space.high]).all()
             ), f"action_space={self.action_space} has infinite bounds; allowed: finite ones, or squash_output=False"
+        # A function of the model, not bound to it: a copy of the model must train its own networks.
+        self._minibatch_step: Callable[..., tuple[MinibatchLosses, Gradients]] = type(self)._losses_and_gradients
+        if self.torch_compile:
+            self._minibatch_step = compiled_or_eager(self._minibatch_step)
         self._target_entropy = float(-actor.action_dim if self.target_entropy == "auto" else self.target_entropy)
         if isinstance(self.ent_coef, str):
             kind, _, initial = self.ent_coef.partition("_")
@@ -237,15 +258,21 @@ class DiffPPO(SafeSaveMixin, PPO):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        parameters = list(self.policy.parameters())
+        # As tensors: a compiled function would be compiled again for every new number.
+        coefficients = Coefficients(th.tensor(clip_range, device=self.device))
+        if clip_range_vf is not None:
+            coefficients = coefficients._replace(clip_range_vf=th.tensor(clip_range_vf, device=self.device))
+        if self.rollout_buffer.ent_coef > 0:
+            coefficients = coefficients._replace(ent_coef=th.tensor(self.rollout_buffer.ent_coef, device=self.device))
+        parameters = trainable([self.policy.optimizer])
         logged: list[MinibatchLosses] = []
         continue_training = True
 
         for epoch in range(self.n_epochs):
             first_of_epoch = len(logged)
             for data in self.rollout_buffer.get(self.batch_size):
-                losses = self._losses(data, clip_range, clip_range_vf)
-                logged.append(MinibatchLosses(*(value.detach() for value in losses)))
+                losses, gradients = self._minibatch_step(self, data, coefficients, parameters)
+                logged.append(losses)
                 # Of the whole chain: the decisions' divergences add up.
                 if self.target_kl is not None and (kl := losses.kl.nanmean() * len(losses.kl)) > 1.5 * self.target_kl:
                     continue_training = False
@@ -253,8 +280,7 @@ class DiffPPO(SafeSaveMixin, PPO):
                         print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                     break
 
-                self.policy.optimizer.zero_grad()
-                losses.loss.backward()
+                assign(parameters, gradients)
                 th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
                 if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
@@ -274,15 +300,26 @@ class DiffPPO(SafeSaveMixin, PPO):
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
 
-    def _losses(self, data: ChainRolloutSamples, clip_range: float, clip_range_vf: float | None) -> MinibatchLosses:
+    def _losses_and_gradients(
+        self, data: ChainRolloutSamples, coefficients: Coefficients, parameters: list[th.Tensor]
+    ) -> tuple[MinibatchLosses, Gradients]:
+        """
+        :param parameters: the policy's
+        :return: the losses without a graph, and the gradients of ``loss``
+        """
+        losses = self._losses(data, coefficients)
+        gradients = th.autograd.grad(losses.loss, parameters, allow_unused=True)
+        return MinibatchLosses(*(value.detach() for value in losses)), gradients
+
+    def _losses(self, data: ChainRolloutSamples, coefficients: Coefficients) -> MinibatchLosses:
+        clip_range, clip_range_vf, ent_coef = coefficients
         steps = self._choose_steps(len(data.returns))
         values, kernels = self.policy.evaluate_chains(data.observations, data.chains, steps)
         if steps is not None:
             data = data.at(steps)
-        ent_coef = self.rollout_buffer.ent_coef
         log_prob_change = kernels.log_prob - data.old_log_prob
         advantages = data.advantages
-        if ent_coef > 0:
+        if ent_coef is not None:
             # The entropy of the current decision under the current policy
             noising_change = kernels.noising_log_prob - data.old_noising_log_prob
             advantages = advantages - ent_coef * (log_prob_change - noising_change).detach()
@@ -295,7 +332,7 @@ class DiffPPO(SafeSaveMixin, PPO):
         unclipped = advantages * ratio
         clipped = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
         policy_loss = loss = -self._mean_over_decisions(th.min(unclipped, clipped))
-        if ent_coef > 0:
+        if ent_coef is not None:
             # The noising kernel moves with the read-out and a learned schedule: the part of the reward that depends on θ
             weight = (unclipped <= clipped) * ratio.detach() / scale
             loss = loss - ent_coef * self._mean_over_decisions(weight * kernels.noising_log_prob)
@@ -379,4 +416,4 @@ class DiffPPO(SafeSaveMixin, PPO):
         return state_dicts, tensors
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "ent_coef_optimizer"]
+        return [*super()._excluded_save_params(), "ent_coef_optimizer", "_minibatch_step"]

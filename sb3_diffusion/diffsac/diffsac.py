@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.compiling import compiled_or_eager
+from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
 from sb3_diffusion.common.validation import check_choice, check_number, check_schedule, scheduled
@@ -27,7 +28,6 @@ OBJECTIVES = ("reverse_kl", "forward_kl")
 # Of each state, for the weights of the forward KL divergence
 N_PROPOSALS = 16
 TensorOrDict = th.Tensor | dict[str, th.Tensor]
-Gradients = tuple[th.Tensor | None, ...]
 
 
 def map_observations(function: Callable[..., th.Tensor], *observations: TensorOrDict) -> TensorOrDict:
@@ -36,11 +36,6 @@ def map_observations(function: Callable[..., th.Tensor], *observations: TensorOr
     if isinstance(first, dict):
         return {key: function(*(observation[key] for observation in observations)) for key in first}  # type: ignore[index]
     return function(*observations)
-
-
-def trainable(optimizers: list[th.optim.Optimizer]) -> list[th.Tensor]:
-    """The parameters of these optimizers, without frozen ones."""
-    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 class Levels(NamedTuple):
@@ -567,8 +562,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
 
     @staticmethod
     def _optimize(optimizers: list[th.optim.Optimizer], parameters: list[th.Tensor], gradients: Gradients) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        assign(parameters, gradients)
         for optimizer in optimizers:
             optimizer.step()
 
