@@ -10,11 +10,12 @@ parameters, optimizer states, gradients, activations; the replay buffer is not a
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch as th
 from matplotlib.figure import Figure
 from shapes import ShapesEnv
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -45,8 +46,29 @@ class PeakMemory(TorchDispatchMode):
         return outputs
 
 
-def peak_megabytes(algorithm: type[SAC], diffusion_steps: int) -> float:
-    """:return: the most that all tensors of one gradient step hold at a time, in MB"""
+def peak_megabytes(model: SAC | PPO) -> float:
+    """
+    :param model: that has made gradient steps, so that its optimizers have their states
+    :return: the most that all tensors of a gradient step hold at a time, in MB
+    """
+    networks: list[Any] = [model.policy]
+    if isinstance(model, SAC):
+        networks = [model.actor, model.critic, model.critic_target]
+        if isinstance(model, DiffSAC) and model.diffusion_value is not None:
+            networks.append(model.diffusion_value)
+    tensors = [parameter for network in networks for parameter in network.parameters()]
+    states = [network.optimizer.state for network in networks if hasattr(network, "optimizer")]
+    tensors += [leaf for state in states for leaf in tree_leaves(state) if isinstance(leaf, th.Tensor)]
+    memory = PeakMemory(tensors)
+    with memory:
+        if isinstance(model, SAC):
+            model.train(1, batch_size=256)
+        else:
+            model.train()
+    return memory.peak / 1e6
+
+
+def build(algorithm: type[SAC], diffusion_steps: int) -> SAC:
     policy = "MlpPolicy" if issubclass(algorithm, DiffSAC) else DiffusionSACPolicy
     model = algorithm(
         policy,
@@ -57,19 +79,7 @@ def peak_megabytes(algorithm: type[SAC], diffusion_steps: int) -> float:
         device="cpu",
         policy_kwargs=dict(diffusion_steps=diffusion_steps),
     )
-    model.learn(262)  # optimizer states exist from now on
-    optimizers = [model.actor.optimizer, model.critic.optimizer]
-    if isinstance(model, DiffSAC):
-        if model.diffusion_value is not None:
-            optimizers.append(model.diffusion_value.optimizer)
-        tensors = list(model.policy.parameters())
-    else:
-        tensors = [*model.actor.parameters(), *model.critic.parameters(), *model.critic_target.parameters()]
-    tensors += [leaf for optimizer in optimizers for leaf in tree_leaves(optimizer.state) if isinstance(leaf, th.Tensor)]
-    memory = PeakMemory(tensors)
-    with memory:
-        model.train(1, batch_size=256)
-    return memory.peak / 1e6
+    return model.learn(262)
 
 
 def main() -> None:
@@ -78,7 +88,9 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
     args = parser.parse_args()
     th.set_num_threads(1)
-    rows = [(steps, peak_megabytes(DiffSAC, steps), peak_megabytes(SAC, steps)) for steps in args.diffusion_steps]
+    rows = [
+        (steps, *(peak_megabytes(build(algorithm, steps)) for algorithm in (DiffSAC, SAC))) for steps in args.diffusion_steps
+    ]
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "memory.csv").open("w", newline="") as file:

@@ -255,8 +255,7 @@ def main() -> None:
         with FlopCounterMode(display=False) as counter:
             n_steps = train(model)
         facts[name]["mflop"] = counter.get_total_flops() / n_steps / 1e6
-        if "K" in name and isinstance(model, SAC):
-            facts[name]["megabytes"] = peak_megabytes(type(model), model.actor.diffusion_steps)  # type: ignore[arg-type]
+        facts[name]["megabytes"] = peak_megabytes(model)  # type: ignore[arg-type]
         with timed_parts(model, clock) as parts:
             n_steps = train(model)
         facts[name]["parts"] = {part: value / n_steps for part, value in parts.items()}
