@@ -1,5 +1,5 @@
 """
-Does a policy keep two equally good actions? DiffSAC per step and through the full chain, and SB3's SAC.
+Does a policy keep two equally good actions? DiffSAC per step and through the full chain, DiffWPO, and SB3's SAC.
 
     python benchmarks/multimodal.py --task bandit --workers 2
     python benchmarks/multimodal.py --task turning --workers 2
@@ -23,7 +23,7 @@ from typing import Any
 from sb3_diffusion.evaluation import provenance, run_all
 
 ENVS = {"bandit": "BimodalBandit-v0", "turning": "TurningDoubleWell-v0"}
-VARIANTS = ("diffsac", "diffsac-fullchain", "sac")
+VARIANTS = ("diffsac", "diffsac-fullchain", "diffwpo", "sac")
 FINAL_TEMPERATURE = 0.1
 # Saved for the picture; the metrics use all that were drawn.
 N_SAVED = 4000
@@ -56,12 +56,12 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
     from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
 
-    from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+    from sb3_diffusion import DiffSAC, DiffusionSACPolicy, DiffWPO
     from sb3_diffusion.envs import BimodalBandit, TurningDoubleWell
     from sb3_diffusion.evaluation import histogram_entropy, sample_actions, total_variation, turn_mass
 
     class TemperatureAnnealing(BaseCallback):
-        """What DiffSAC does by itself with ``ent_coef=annealed_temperature``; SB3's SAC takes only a number."""
+        """What ours do by themselves with ``ent_coef=annealed_temperature``; SB3's SAC takes only a number."""
 
         def _on_step(self) -> bool:
             # The algorithm updates its progress only after this callback.
@@ -72,9 +72,10 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
     kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [64, 64]}, "seed": seed, "device": "cpu"}
     kwargs["learning_rate"] = learning_rate
     callback = None
+    ours: dict[str, type[DiffSAC]] = {"diffsac": DiffSAC, "diffwpo": DiffWPO}
     if task == "bandit":
-        kwargs["ent_coef"] = annealed_temperature if variant == "diffsac" else 1.0
-        callback = None if variant == "diffsac" else TemperatureAnnealing()
+        kwargs["ent_coef"] = annealed_temperature if variant in ours else 1.0
+        callback = None if variant in ours else TemperatureAnnealing()
     if variant != "sac":
         kwargs["policy_kwargs"]["diffusion_steps"] = diffusion_steps
     # Written down here because SB3 adds entries to policy_kwargs.
@@ -83,8 +84,8 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
     arguments["ent_coef"] = "annealed_temperature" if task == "bandit" else "auto"
     env = gym.make(ENVS[task])
     model: SAC
-    if variant == "diffsac":
-        model = DiffSAC("MlpPolicy", env, **kwargs)
+    if variant in ours:
+        model = ours[variant]("MlpPolicy", env, **kwargs)
     else:
         model = SAC("MlpPolicy" if variant == "sac" else DiffusionSACPolicy, env, **kwargs)
     start = time.perf_counter()
