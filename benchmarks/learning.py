@@ -77,7 +77,10 @@ for base, changes in CHOICES.items():
 QUICK_START: dict[str, Any] = {"learning_starts": 5_000, "ent_coef": "auto_0.01", "target_entropy": "half"}
 VARIANTS |= {f"{name}-quick-start": VARIANTS[name] | QUICK_START for name in ("sac", "diffsac")}
 # What might reach the published level of SAC on HalfCheetah at 100 000 steps sooner, for both algorithms alike
-PACES: dict[str, dict[str, Any]] = {"learning-rate-1e-3": {"learning_rate": 1e-3}, "two-updates": {"gradient_steps": 2}}
+PACES: dict[str, dict[str, Any]] = {
+    "learning-rate-1e-3": {"learning_rate": 1e-3},
+    "early-start": {"learning_rate": 1e-3, "learning_starts": 1_000},
+}
 VARIANTS |= {f"{name}-{pace}": VARIANTS[name] | kwargs for name in ("sac", "diffsac") for pace, kwargs in PACES.items()}
 SHORT_RUNS = {
     f"{base}-choices": [base, *others, *(f"{base}-{name}" for name in CHOICES[base])]
