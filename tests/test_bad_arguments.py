@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import ALGORITHMS, SMALL
 from envs_for_tests import AnyActionEnv, StrictBoxEnv
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_diffusion import DiffSAC, DiffusionSACPolicy
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy
 
 MakeModel = Callable[..., Any]
 NAN, INF = float("nan"), float("inf")
@@ -31,9 +31,14 @@ BAD_POLICY_ARGUMENTS = [
     *(("prior_std", value) for value in (0, 0.0, -1.0, NAN, INF, "wide")),
     *(("kernel", value) for value in ("ddpm", "", None, 1)),
     *(("noise_schedule", value) for value in ("quadratic", "", None, 3, ["a", "b", "c", "d"])),
-    *(("noise_schedule", [0.1, 0.2, bad, 0.3]) for bad in (0.0, 1.0, -0.1, 1.5, NAN, INF, 1e-50)),
+    *(("noise_schedule", [0.1, 0.2, bad, 0.3]) for bad in (0.0, 1.0, -0.1, 1.5, NAN, INF, 1e-50, 9e-9)),
     *(("beta_min", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, INF, "small")),
     *(("beta_max", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, -INF)),
+    *((name, value) for name in ("learn_schedule", "learn_variance", "state_dependent_readout") for value in ("no", None)),
+    *(("share_features_extractor", value) for value in ("no", None)),
+    *(("net_arch", value) for value in ([0], [-3], [16, 2.5], 16, "16", {"pi": [0], "qf": [16]}, {"pi": 16, "qf": [16]})),
+    ("activation_fn", "relu"),
+    ("optimizer_class", "adam"),
 ]
 
 
@@ -98,11 +103,32 @@ def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: M
         ("buffer_size", 0),
         ("n_steps", 0),
         ("target_update_interval", 0),
+        ("train_freq", (1,)),
+        ("train_freq", ()),
+        ("action_noise", 0.1),
+        ("stats_window_size", -1),
+        ("stats_window_size", 0),
+        ("seed", -1),
+        ("seed", 0.5),
+        ("seed", 2**32),
     ],
 )
 def test_an_algorithm_argument_out_of_range_is_refused(make_model: MakeModel, name: str, value: Any) -> None:
     with refused(name, value):
         make_model(**{name: value})
+
+
+@pytest.mark.parametrize("value", [[1], "net_arch"])
+def test_policy_kwargs_are_a_dictionary(value: Any) -> None:
+    for algorithm in [*ALGORITHMS, DiffPPO]:
+        with refused("policy_kwargs", value):
+            algorithm("MlpPolicy", StrictBoxEnv(), policy_kwargs=value)
+
+
+@pytest.mark.parametrize("noise_schedule", ["cosine", [0.1, 0.2]])
+def test_a_bad_beta_is_refused_also_where_the_schedule_has_no_use_for_it(make_model: MakeModel, noise_schedule: Any) -> None:
+    with refused("beta_min", 5):
+        make_model(policy_kwargs=dict(diffusion_steps=2, noise_schedule=noise_schedule, beta_min=5))
 
 
 def test_gsde_is_refused_with_a_clear_message(make_model: MakeModel) -> None:

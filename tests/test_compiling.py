@@ -13,6 +13,7 @@ from conftest import ALGORITHMS, SMALL_ON_POLICY
 from torch._dynamo.utils import counters
 
 from sb3_diffusion import DiffPPO
+from sb3_diffusion.common.compiling import compiled_or_eager
 
 MakeModel = Callable[..., Any]
 
@@ -102,6 +103,19 @@ def test_a_model_saved_with_torch_compile_loads_and_compiles_again(
     assert compiled[n_functions:] == compiled[:n_functions]
     plain = type(model).load(tmp_path / "model.zip", env=model.get_env(), device="cpu", torch_compile=False).learn(20)
     assert len(compiled) == 2 * n_functions and not plain.torch_compile
+
+
+def test_many_different_models_of_one_process_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch gives up on a function after compiling it for eight kinds of arguments."""
+
+    def repeat(times: int, numbers: th.Tensor) -> th.Tensor:
+        return numbers.repeat(times)
+
+    use_backend(monkeypatch, "eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch_compile")
+        for times in range(12):
+            assert len(compiled_or_eager(repeat)(times, th.zeros(3))) == 3 * times
 
 
 def test_diffppos_schedules_do_not_compile_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -726,6 +726,8 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
         ("clip_range", float("nan")), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0),
         ("vf_coef", -1.0), ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True),
         ("rollout_buffer_class", RolloutBuffer), ("torch_compile", None), ("torch_compile", 2),
+        ("seed", -1), ("stats_window_size", 0),
+        ("seed", -1), ("stats_window_size", 0),
     ],
 )  # fmt: skip
 def test_an_argument_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

@@ -88,8 +88,8 @@ class DiffusionActor(Actor):
     :param prior_std: ν, from 1e-6 to 1e6
     :param kernel: "vp" (exact variance-preserving kernels) or "euler" (the paper's)
     :param noise_schedule: "linear", "geometric", "cosine", or the betas ``β_1 … β_K``
-    :param beta_min: β_1 of the linear and geometric schedules, in (0, 1)
-    :param beta_max: β_K of the linear and geometric schedules, in (0, 1)
+    :param beta_min: β_1 of the linear and geometric schedules, from 1e-8 on and below 1
+    :param beta_max: β_K of the linear and geometric schedules, from 1e-8 on and below 1
     :param learn_schedule: learn one β per step and action dimension, starting from the schedule
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
@@ -134,6 +134,10 @@ class DiffusionActor(Actor):
         check_number("diffusion_steps", diffusion_steps, 1, integer=True)
         check_number("prior_std", prior_std, 1e-6, 1e6)
         check_choice("kernel", kernel, KERNELS)
+        flags = dict(learn_schedule=learn_schedule, learn_variance=learn_variance, squash_output=squash_output)
+        flags |= dict(state_dependent_readout=state_dependent_readout, state_dependent_scale=state_dependent_scale)
+        for name, flag in flags.items():
+            check_choice(name, flag, (False, True))
         betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
         super().__init__(
             observation_space,

@@ -1,5 +1,6 @@
 """``torch.compile`` for the functions of a gradient step, with a way back."""
 
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +20,11 @@ def compiled_or_eager(function: Callable[..., Result]) -> Callable[..., Result]:
         would otherwise store, at a price that leaves nothing of the gain on a CPU
     :return: a function with the same arguments, results and random numbers
     """
+    # A copy: PyTorch compiles one function only so many times, and without it all models of a process would share that number.
+    assert isinstance(function, types.FunctionType)
+    function = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
     compiled: Callable[..., Result] | None = None
     failed = False
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
 
+LARGEST_SEED = 2**32 - 1  # NumPy's
+
 
 def check_number(
     name: str, value: Any, minimum: float, maximum: float = math.inf, exclusive: bool = False, integer: bool = False
@@ -63,3 +65,48 @@ def check_schedule(name: str, schedule: Callable[[float], float], exclusive: boo
     """Refuse a schedule whose first or last value :func:`scheduled` would refuse."""
     for progress in (1.0, 0.0):
         scheduled(name, schedule, progress, exclusive)
+
+
+def check_network_arguments(net_arch: Any, activation_fn: Any, optimizer_class: Any, share_features_extractor: Any) -> None:
+    """
+    Refuse a ``net_arch`` that is not None, a list of widths or a dictionary of such lists, and what the others cannot be.
+
+    :raises ValueError: naming argument, value and what is allowed
+    """
+    parts = net_arch.values() if isinstance(net_arch, dict) else [net_arch or []]
+    valid = all(isinstance(widths, (list, tuple)) for widths in parts)
+    if not valid or not all(isinstance(width, Integral) and int(width) >= 1 for widths in parts for width in widths):
+        raise ValueError(f"net_arch={net_arch!r} must be a list of widths (integers >= 1) or a dict of such lists")
+    for name, value in (("activation_fn", activation_fn), ("optimizer_class", optimizer_class)):
+        if not callable(value):
+            raise ValueError(f"{name}={value!r} must be a class of PyTorch's, not its name")
+    check_choice("share_features_extractor", share_features_extractor, (False, True))
+
+
+def wants_sde(use_sde: bool, policy_kwargs: Any) -> bool:
+    """
+    Whether gSDE is asked for, by the argument or in ``policy_kwargs``: SB3 would overwrite or duplicate the entry there.
+
+    :raises ValueError: for ``policy_kwargs`` that are not a dictionary
+    """
+    if not isinstance(policy_kwargs, (dict, type(None))):
+        raise ValueError(f"policy_kwargs={policy_kwargs!r} must be a dict or None")
+    return use_sde or (policy_kwargs or {}).get("use_sde", False)
+
+
+def check_common_arguments(model: Any) -> None:
+    """
+    Refuse what none of the algorithms takes.
+
+    :param model: an algorithm before its setup
+    :raises ValueError: naming argument, value and what is allowed
+    """
+    if model.use_sde:
+        raise ValueError(f"use_sde=True: gSDE is not supported by {type(model).__name__}; allowed: use_sde=False")
+    if not callable(model.learning_rate):
+        check_number("learning_rate", model.learning_rate, 0)
+    check_number("gamma", model.gamma, 0, 1)
+    check_number("stats_window_size", model._stats_window_size, 1, integer=True)
+    if model.seed is not None:
+        check_number("seed", model.seed, 0, LARGEST_SEED, integer=True)
+    check_choice("torch_compile", model.torch_compile, (False, True))

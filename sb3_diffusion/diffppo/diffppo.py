@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sb3_diffusion.common.compiling import compiled_or_eager
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
-from sb3_diffusion.common.validation import check_choice, check_number, check_schedule, scheduled
+from sb3_diffusion.common.validation import check_common_arguments, check_number, check_schedule, scheduled, wants_sde
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -113,8 +113,6 @@ class DiffPPO(SafeSaveMixin, PPO):
         _init_setup_model: bool = True,
     ):
         check_number("batch_size", batch_size, 1, integer=True)  # PPO divides by it before anything is checked
-        # SB3 passes its own to the policy, beside the entry of policy_kwargs.
-        use_sde = use_sde or (policy_kwargs or {}).get("use_sde", False)
         super().__init__(
             policy,
             env,
@@ -130,7 +128,7 @@ class DiffPPO(SafeSaveMixin, PPO):
             ent_coef,  # type: ignore[arg-type]  # _setup_model makes a schedule of it
             vf_coef,
             max_grad_norm,
-            use_sde,
+            wants_sde(use_sde, policy_kwargs),
             sde_sample_freq,
             rollout_buffer_class,
             rollout_buffer_kwargs,
@@ -152,18 +150,13 @@ class DiffPPO(SafeSaveMixin, PPO):
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        name = type(self).__name__
-        if self.use_sde:
-            raise ValueError(f"use_sde=True: gSDE is not supported by {name}; allowed: use_sde=False")
+        check_common_arguments(self)
         assert isinstance(
             self.action_space, spaces.Box
         ), f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
-        if not callable(self.learning_rate):
-            check_number("learning_rate", self.learning_rate, 0)
         check_number("n_steps", self.n_steps, 1, integer=True)
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_number("n_epochs", self.n_epochs, 1, integer=True)
-        check_number("gamma", self.gamma, 0, 1)
         check_number("gae_lambda", self.gae_lambda, 0, 1)
         check_number("vf_coef", self.vf_coef, 0)
         if self.max_grad_norm != math.inf:
@@ -192,7 +185,6 @@ class DiffPPO(SafeSaveMixin, PPO):
                 raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         else:
             check_number("target_entropy", self.target_entropy, -math.inf)
-        check_choice("torch_compile", self.torch_compile, (False, True))
         if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRollouts):
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class!r} stores no chains; allowed: subclasses of "

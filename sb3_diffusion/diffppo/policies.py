@@ -1,5 +1,6 @@
 """Policies of DiffPPO: a diffusion actor and a value function that sees state, latent and diffusion step."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
+from sb3_diffusion.common.validation import check_network_arguments, check_number
 
 
 class ChainEvaluation(NamedTuple):
@@ -86,6 +88,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
         )
+        check_number("log_std_init", log_std_init, -math.inf)
+        check_network_arguments(net_arch, activation_fn, optimizer_class, share_features_extractor)
         if net_arch is None:
             # SB3's default for images is a linear head, and a linear denoiser could hold no second mode.
             net_arch = dict(pi=[64, 64], vf=[64, 64])

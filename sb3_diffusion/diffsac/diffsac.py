@@ -19,7 +19,14 @@ from sb3_diffusion.common.compiling import compiled_or_eager
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
-from sb3_diffusion.common.validation import check_choice, check_number, check_schedule, scheduled
+from sb3_diffusion.common.validation import (
+    check_choice,
+    check_common_arguments,
+    check_number,
+    check_schedule,
+    scheduled,
+    wants_sde,
+)
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import log_det_tanh, read_out, remaining_signal, squashed_readout, telescoped_log_ratio
 
@@ -216,8 +223,6 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         objective: str = "reverse_kl",
         _init_setup_model: bool = True,
     ):
-        # SB3 would overwrite the entry of policy_kwargs instead of refusing it.
-        use_sde = use_sde or (policy_kwargs or {}).get("use_sde", False)
         super().__init__(
             policy,
             env,
@@ -237,7 +242,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             ent_coef=ent_coef,  # type: ignore[arg-type]  # _setup_model takes a schedule too
             target_update_interval=target_update_interval,
             target_entropy=target_entropy,
-            use_sde=use_sde,
+            use_sde=wants_sde(use_sde, policy_kwargs),
             sde_sample_freq=sde_sample_freq,
             use_sde_at_warmup=use_sde_at_warmup,
             stats_window_size=stats_window_size,
@@ -255,15 +260,11 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        if self.use_sde:
-            raise ValueError(f"use_sde=True: gSDE is not supported by {type(self).__name__}; allowed: use_sde=False")
-        if not callable(self.learning_rate):
-            check_number("learning_rate", self.learning_rate, 0)
+        check_common_arguments(self)
         check_number("buffer_size", self.buffer_size, 1, integer=True)
         check_number("learning_starts", self.learning_starts, 0, integer=True)
         check_number("batch_size", self.batch_size, 1, integer=True)
         check_number("tau", self.tau, 0, 1)
-        check_number("gamma", self.gamma, 0, 1)
         check_number("gradient_steps", self.gradient_steps, -1, integer=True)
         check_number("n_steps", self.n_steps, 1, integer=True)
         check_number("target_update_interval", self.target_update_interval, 1, integer=True)
@@ -287,7 +288,12 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         if not isinstance(self.target_entropy, str):
             check_number("target_entropy", self.target_entropy, -math.inf)
-        check_choice("torch_compile", self.torch_compile, (False, True))
+        if not isinstance(self.action_noise, (ActionNoise, type(None))):
+            raise ValueError(f"action_noise={self.action_noise!r} must be an ActionNoise or None")
+        if isinstance(self.train_freq, tuple) and len(self.train_freq) != 2:
+            raise ValueError(
+                f"train_freq={self.train_freq!r} must be an integer >= 1 or (an integer >= 1, 'step' or 'episode')"
+            )
         frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
-from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.common.validation import check_network_arguments, check_number
 
 
 class DiffusionSACPolicy(SACPolicy):
@@ -75,6 +75,7 @@ class DiffusionSACPolicy(SACPolicy):
             state_dependent_readout=state_dependent_readout,
         )
         check_number("n_critics", n_critics, 1, integer=True)
+        check_network_arguments(net_arch, activation_fn, optimizer_class, share_features_extractor)
         optimizer_kwargs = fused_by_default(optimizer_class, optimizer_kwargs)
         super().__init__(
             observation_space,

@@ -10,6 +10,8 @@ from torch import nn
 
 NOISE_SCHEDULES = ("linear", "geometric", "cosine")
 KERNELS = ("vp", "euler")
+# Below it, what a step takes from the latent is lost in float32, and the log-ratios with it.
+SMALLEST_BETA = 1e-8
 # A learned beta stays inside these bounds: both kernels degenerate at 0 and at 1.
 LEARNED_BETA_MIN, LEARNED_BETA_MAX = 1e-3, 1 - 1e-3
 
@@ -36,6 +38,10 @@ class KernelTables(NamedTuple):
         return [KernelTables(*row) for row in zip(*(table.unbind() for table in self), strict=True)]
 
 
+def _allowed(betas: th.Tensor) -> bool:
+    return bool(((betas >= SMALLEST_BETA) & (betas < 1)).all())
+
+
 def make_betas(
     noise_schedule: str | Sequence[float], diffusion_steps: int, beta_min: float = 0.05, beta_max: float = 0.2
 ) -> th.Tensor:
@@ -46,22 +52,22 @@ def make_betas(
         "cosine" (Nichol & Dhariwal, 2021), which ends in nearly pure noise for every K and has no other parameter;
         or the K values ``β_1 … β_K`` themselves.
     :param diffusion_steps: K ≥ 1
-    :param beta_min: β_1, in (0, 1)
-    :param beta_max: β_K, in (0, 1)
+    :param beta_min: β_1, from 1e-8 on and below 1
+    :param beta_max: β_K, the same
     :return: (K,) tensor
-    :raises ValueError: for an unknown name, a sequence that is not K values, or a β outside (0, 1)
+    :raises ValueError: for an unknown name, a sequence that is not K values, or a β out of range
     """
+    for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
+        # As the float32 that it will be
+        if isinstance(beta, bool) or not isinstance(beta, Real) or not _allowed(th.tensor(beta, dtype=th.float32)):
+            raise ValueError(f"{name}={beta!r} must be a number from {SMALLEST_BETA:g} on and below 1")
+    if beta_min > beta_max:
+        raise ValueError(f"beta_min={beta_min!r} must be <= beta_max={beta_max!r}")
     if isinstance(noise_schedule, str):
         if noise_schedule not in NOISE_SCHEDULES:
             raise ValueError(
                 f"noise_schedule={noise_schedule!r} is unknown; allowed: {NOISE_SCHEDULES} or a sequence of K betas"
             )
-        for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
-            # As the float32 that it will be
-            if isinstance(beta, bool) or not isinstance(beta, Real) or not 0 < th.tensor(beta, dtype=th.float32).item() < 1:
-                raise ValueError(f"{name}={beta!r} must be a number in (0, 1)")
-        if beta_min > beta_max:
-            raise ValueError(f"beta_min={beta_min!r} must be <= beta_max={beta_max!r}")
         # From the noisy end, so that the only step of K = 1 is the one next to the prior.
         fraction = th.linspace(1, 0, diffusion_steps, dtype=th.float64).flip(0)
         if noise_schedule == "linear":
@@ -83,8 +89,8 @@ def make_betas(
             raise ValueError(
                 f"noise_schedule={noise_schedule!r} has {betas.numel()} values; allowed: {diffusion_steps} (diffusion_steps)"
             )
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"noise_schedule={noise_schedule!r} must hold values in (0, 1) only")
+        if not _allowed(betas):
+            raise ValueError(f"noise_schedule={noise_schedule!r} must hold values from {SMALLEST_BETA:g} on and below 1 only")
     return betas.float()
 
 
