@@ -15,6 +15,7 @@ import json
 import platform
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -137,7 +138,9 @@ def off_policy_parts(model: SAC, patch: Callable[..., None]) -> list[th.optim.Op
         patch(model.actor, "action_log_prob", "chains")
         patch(model.critic, "forward", "critics, forward")
         patch(model.critic_target, "forward", "critics, forward")
-        patch(th.Tensor, "backward", "all, backward")
+        # In SB3's order: temperature, critics, actor
+        gradients = iter(["rest", "critics, backward", "actor, backward"] * 10_000)
+        patch(th.Tensor, "backward", lambda: next(gradients))
     return optimizers
 
 
@@ -220,13 +223,15 @@ def tables(report: dict[str, Any]) -> str:
                     for kind in ("predict", "deterministic")]  # fmt: skip
             cells.append(f"{both[0]:.2f} ({both[1]:.2f})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    parts = sorted({part for fact in facts.values() for part in fact.get("parts", {})})
+    timed = [name for name in names if "parts" in rounds[0][name]]
+    parts = sorted({part for name in timed for part in rounds[0][name]["parts"]})
     lines += ["", "Parts of a plain gradient step [ms], timers included.", ""]
     lines += ["| | " + " | ".join(parts) + " |", "|---" * (len(parts) + 1) + "|"]
-    for name in names:
-        if "parts" in facts[name]:
-            cells = [f"{facts[name]['parts'][part]:.2f}" if part in facts[name]["parts"] else "" for part in parts]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name in timed:
+        cells = [
+            quartiles([r[name]["parts"][part] for r in rounds]) if part in rounds[0][name]["parts"] else "" for part in parts
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "Peak memory of all tensors in a plain gradient step.", "", "| | MB |", "|---|---|"]
     lines += [f"| {name} | {facts[name]['megabytes']:.1f} |" for name in names if "megabytes" in facts[name]]
     return "\n".join(lines) + "\n"
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed")
     args = parser.parse_args()
+    warnings.filterwarnings("error", message="torch_compile")
     th.set_num_threads(args.threads)
     clock = Clock(args.device)
     models: dict[str, BaseAlgorithm] = {}
@@ -256,9 +262,6 @@ def main() -> None:
             n_steps = train(model)
         facts[name]["mflop"] = counter.get_total_flops() / n_steps / 1e6
         facts[name]["megabytes"] = peak_megabytes(model)  # type: ignore[arg-type]
-        with timed_parts(model, clock) as parts:
-            n_steps = train(model)
-        facts[name]["parts"] = {part: value / n_steps for part, value in parts.items()}
     for name, fact in facts.items():
         fact.setdefault("mflop", facts[name.replace(" compiled", "")]["mflop"])
 
@@ -279,6 +282,10 @@ def main() -> None:
                 own[f"predict_{batch}"] = clock.milliseconds(partial(model.predict, observation), 20)
                 search = partial(model.predict, observation, deterministic=True)
                 own[f"deterministic_{batch}"] = clock.milliseconds(search, 2)
+            if "compiled" not in name:
+                with timed_parts(model, clock) as parts:
+                    n_steps = train(model)
+                own["parts"] = {part: value / n_steps for part, value in parts.items()}
         rounds.append(figures)
     settings = {key: value for key, value in vars(args).items() if key != "out"}
     report = {"settings": settings, "machine": platform.processor() or platform.machine(), **provenance()}
