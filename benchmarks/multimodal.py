@@ -110,6 +110,7 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
         actions = mass.actions
         metrics["mass_positive_min"], metrics["mass_positive_max"] = float(mass.positive.min()), float(mass.positive.max())
         metrics["mean_reward"] = mass.mean_reward
+        metrics["ent_coef"] = float(model.log_ent_coef.detach().exp())  # type: ignore[union-attr]
     metrics["deterministic_reward"] = float(reward_fn(model.predict(observations, deterministic=True)[0]).mean())
     metrics["seconds"] = seconds
 
@@ -154,7 +155,12 @@ def summarise(task: str, variants: list[str], seeds: list[int], out: Path) -> No
     for variant in variants:
         with np.load(out / task / f"{variant}_seed{seeds[0]}.npz") as file_with_actions:
             samples[variant] = file_with_actions["actions"].astype(np.float64)
-    figure = plot_density(samples, BimodalBandit().reward, FINAL_TEMPERATURE) if task == "bandit" else plot_turns(samples)
+    if task == "bandit":
+        figure = plot_density(samples, BimodalBandit().reward, FINAL_TEMPERATURE)
+    else:
+        # Each run ends at a temperature of its own: the density is the optimal one at that of the first.
+        first = json.loads((out / task / f"{variants[0]}_seed{seeds[0]}.json").read_text())["metrics"]
+        figure = plot_turns(samples, first["ent_coef"])
     figure.savefig(out / f"{task}.png")
 
 

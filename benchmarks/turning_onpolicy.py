@@ -24,11 +24,12 @@ from sb3_diffusion.evaluation import provenance, run_all
 VARIANTS = ("diffppo", "diffppo-zero-temperature", "ppo")
 SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=5, learning_rate=1e-3, gamma=0.9)
 N_ENVS, STEPS, N_SAVED = 8, 60_000, 500
+FINAL_TEMPERATURE = 0.02
 
 
 def annealed_temperature(progress_remaining: float) -> float:
     """0.5 at the start, geometrically down to 0.02 at two thirds of the training, then constant."""
-    return float(max(0.02, 0.5 * 0.04 ** (1.5 * (1 - progress_remaining))))
+    return float(max(FINAL_TEMPERATURE, 0.5 * 0.04 ** (1.5 * (1 - progress_remaining))))
 
 
 def run_one(variant: str, seed: int, out: Path) -> str:
@@ -86,7 +87,7 @@ def summarise(out: Path) -> None:
         if runs:
             with np.load(sorted(out.glob(f"{variant}_seed*.npz"))[0]) as file_with_actions:
                 samples[variant] = file_with_actions["actions"].astype(np.float64)
-    plot_turns(samples).savefig(out.with_suffix(".png"))
+    plot_turns(samples, FINAL_TEMPERATURE).savefig(out.with_suffix(".png"))
 
 
 def main() -> None:

@@ -127,7 +127,7 @@ def test_numbers_out_of_range_are_refused_by_name(sac_on_turns: SAC) -> None:
         with pytest.raises(ValueError, match=r"counts=.* must be two or more numbers >= 0"):
             normalised_entropy(counts)
     with pytest.raises(ValueError, match=r"actions\['SAC'\] has shape \(7, 5\); allowed: \(8, n\)"):
-        plot_turns({"SAC": np.zeros((7, 5))})
+        plot_turns({"SAC": np.zeros((7, 5))}, 0.1)
     with pytest.raises(ValueError, match=r"trajectories\['SAC'\] has shape \(7, 2\); allowed: \(n, steps, 2\)"):
         plot_goals({"SAC": np.zeros((7, 2))})
 
@@ -301,9 +301,12 @@ def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> No
     assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["DiffSAC", "SAC"]
     grid, curve = figure.axes[1].lines[0].get_data()
     assert curve == pytest.approx(boltzmann_density(BANDIT, 0.1, np.asarray(grid)))
-    turns = plot_turns({name: np.resize(actions, (8, 60)) for name, actions in samples.items()})
+    turns = plot_turns({name: np.resize(actions, (8, 60)) for name, actions in samples.items()}, 0.1)
     assert sum(axes.get_title().startswith("heading") for axes in turns.axes) == 8
-    assert [text.get_text() for text in turns.legends[0].get_texts()] == ["DiffSAC", "SAC", "exact reward"]
+    assert [text.get_text() for text in turns.legends[0].get_texts()] == ["DiffSAC", "SAC", "exact, exp(r / 0.1) / Z"]
+    degrees, density = turns.axes[3].lines[0].get_data()
+    exact = boltzmann_density(TurningDoubleWell.reward, 0.1, np.asarray(degrees) / 90)
+    assert density == pytest.approx(exact / 90) and density.sum() * np.diff(degrees)[0] == pytest.approx(1.0, abs=0.01)
     walks = np.random.default_rng(0).normal(size=(80, 31, 2)).cumsum(axis=1)
     goals = plot_goals({name: walks for name in "abcde"}, n_shown=7)
     titled = [axes for axes in goals.axes if axes.get_title()]

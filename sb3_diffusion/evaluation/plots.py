@@ -46,13 +46,15 @@ def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, t
     return figure
 
 
-def plot_turns(actions: Mapping[str, np.ndarray]) -> Figure:
+def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
     """
-    What policies sample in each heading of TurningDoubleWell, beside each other, over the exact reward.
+    What policies sample in each heading of TurningDoubleWell, beside each other, against the exact optimal density: no turn
+    makes the future better or worse, so it is that of the reward alone.
 
     :param actions: by the name of the policy, its actions in units of 90° as :func:`turn_mass` draws them, shape (8, n)
+    :param temperature: τ of the optimal density, in units of reward per nat, above 0
     :return: the figure; save it with ``figure.savefig(path)``
-    :raises ValueError: if an array does not have eight rows
+    :raises ValueError: if an array does not have eight rows, or for a temperature out of range
     """
     from matplotlib.figure import Figure
 
@@ -60,6 +62,7 @@ def plot_turns(actions: Mapping[str, np.ndarray]) -> Figure:
         if np.ndim(array) != 2 or len(array) != 8:
             raise ValueError(f"actions[{name!r}] has shape {np.shape(array)}; allowed: (8, n), one row for each heading")
     grid = np.linspace(-1.0, 1.0, 401)
+    exact = boltzmann_density(TurningDoubleWell.reward, temperature, grid)
     figure = Figure(figsize=(13, 5.6), dpi=120, layout="constrained")
     panels = figure.subplots(2, 4, sharex=True, sharey=True)
     for heading, panel in enumerate(panels.flat):
@@ -68,19 +71,13 @@ def plot_turns(actions: Mapping[str, np.ndarray]) -> Figure:
         panel.set_title(f"heading {45 * heading}°")
         panel.set_xticks([-90, -45, 0, 45, 90])
         panel.set_xlim(-90, 90)
-        right = panel.twinx()
-        right.plot(90 * grid, TurningDoubleWell.reward(grid), color="black", linewidth=1, label="exact reward")
-        right.set_ylim(0, 1.05)
-        if heading % 4 == 3:
-            right.set_ylabel("reward")
-        else:
-            right.set_yticks([])
+        panel.plot(90 * grid, exact / 90, color="black", linewidth=1, label=f"exact, exp(r / {temperature:.3g}) / Z")
     for panel in panels[:, 0]:
         panel.set_ylabel("density per degree")
     for panel in panels[1]:
         panel.set_xlabel("turn in degrees")
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles + right.get_lines(), [*labels, "exact reward"], loc="outside upper center", ncols=len(labels) + 1)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 
