@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from importlib import resources
@@ -37,6 +38,34 @@ def test_setup_cfg_names_every_package() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert resources.files("sb3_diffusion").joinpath("py.typed").is_file()
+
+
+def test_an_installed_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
+    """Built from a copy of the files that belong to it, and installed away from them; the dependencies are those at hand."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("sb3_diffusion", "hyperparams"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for step in (["wheel", "--wheel-dir", "wheels", "./source"], ["install", "--target", "site", "wheels"]):
+        if step[-1] == "wheels":
+            step[-1] = str(next((tmp_path / "wheels").glob("*.whl")))
+        finished = run("-m", "pip", "--disable-pip-version-check", *step, "--no-deps", cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+    script = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import sb3_diffusion; from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file\n"
+        "print(sb3_diffusion.__file__, sb3_diffusion.__version__)\n"
+        "print(*(hyperparameter_file(algo) for algo in ALGORITHMS), sep='\\n')\n"
+        "sb3_diffusion.DiffSAC('MlpPolicy', 'Pendulum-v1', learning_starts=2).learn(4)\n"
+    )
+    finished = run("-c", script, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    first, *files = finished.stdout.splitlines()
+    assert first == f"{site / 'sb3_diffusion' / '__init__.py'} {sb3_diffusion.__version__}"
+    assert len(files) == 3 and all(Path(file).is_file() and Path(file).is_relative_to(site) for file in files)
+    assert (site / "sb3_diffusion" / "py.typed").is_file()
 
 
 def test_the_demo_leaves_model_evaluations_curve_and_gif(tmp_path: Path) -> None:
