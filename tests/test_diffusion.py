@@ -190,7 +190,7 @@ def test_named_schedules_run_from_beta_min_at_the_action_to_beta_max_at_the_prio
     [
         (("quadratic", 4), "noise_schedule='quadratic'"),
         (([0.1, 0.2], 3), "allowed: 3"),
-        (([0.1, 1.0], 2), "in \\(0, 1\\)"),
+        (([0.1, 1.0], 2), "from 1e-08 on and below 1 only"),
         (("linear", 4, 0.0, 0.2), "beta_min=0.0"),
         (("linear", 4, 0.1, 1.0), "beta_max=1.0"),
         (("linear", 4, float("nan"), 0.5), "beta_min=nan"),
