@@ -82,6 +82,8 @@ PACES: dict[str, dict[str, Any]] = {
     "early-start": {"learning_rate": 1e-3, "learning_starts": 1_000},
 }
 VARIANTS |= {f"{name}-{pace}": VARIANTS[name] | kwargs for name in ("sac", "diffsac") for pace, kwargs in PACES.items()}
+# As many rows for the gradient of the read-out as SAC's actor has
+VARIANTS["diffsac-early-start-2-latents"] = VARIANTS["diffsac-early-start"] | {"latents_per_state": 2}
 SHORT_RUNS = {
     f"{base}-choices": [base, *others, *(f"{base}-{name}" for name in CHOICES[base])]
     for base, others in {"diffsac": ["sac", "diffsac-fullchain"], "diffppo": ["ppo"]}.items()

@@ -77,8 +77,8 @@ def stratified_levels(batch_size: int, n_levels: int, per_state: int, offset: in
 @lru_cache(maxsize=256)
 def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: int, device: th.device) -> Levels:
     """
-    The levels that the actor is trained on. At least every second state gets the step k = 1: only there the read-out learns.
-    The other rows are spread evenly over the other steps; for κ ≥ K / 2 all rows are spread evenly over all steps.
+    The levels that the actor is trained on. Only at the step k = 1 the read-out learns, so every state gets it; with κ = 1 every
+    second one, so that the other steps have rows too. The rest are spread evenly over the other steps.
 
     :param batch_size: B
     :param diffusion_steps: K
@@ -87,11 +87,11 @@ def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: 
     :param device: of the returned tensors
     :return: N = B · κ levels
     """
-    if 2 * per_state >= diffusion_steps:
-        return stratified_levels(batch_size, diffusion_steps, per_state, offset, device)
+    if diffusion_steps == 1:
+        return stratified_levels(batch_size, 1, 1, 0, device)
     turns = th.arange(batch_size) + offset
     steps = ((turns // 2).unsqueeze(1) + th.arange(per_state)) % (diffusion_steps - 1) + 2
-    steps[turns % 2 == 0, 0] = 1
+    steps[(turns % 2 == 0) | (per_state > 1), 0] = 1
     steps, order = steps.flatten().sort(stable=True)
     return Levels(steps.to(device), (order // per_state).to(device), int((steps == 1).sum()))
 
@@ -423,7 +423,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         """Levels for actor and diffusion value; ``offset`` rotates which chain gets which."""
         steps = self.actor.diffusion_steps
         # After so many offsets, every state has had every step.
-        period = steps if 2 * self.latents_per_state >= steps else 2 * (steps - 1)
+        period = 2 * max(1, steps - 1)
         actor = actor_levels(n_chains, steps, self.latents_per_state, offset % period, self.device)
         value = stratified_levels(n_chains, steps - 1, 1, offset % (steps - 1), self.device) if steps > 1 else None
         return actor, value
