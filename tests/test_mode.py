@@ -46,6 +46,7 @@ def mixture_actor(weights: list[float], centres: list[list[float]], std: float, 
         return (mean - retain * latents) / noise_std, (posterior_std / noise_std).log()
 
     actor.denoise = denoise  # type: ignore[method-assign]
+    actor._chain_denoiser = lambda features: lambda latents, k: denoise(features, latents, k)  # type: ignore[method-assign]
     return actor
 
 

@@ -17,6 +17,7 @@ from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
+    Denoiser,
     NoiseSchedule,
     gaussian_log_prob,
     log_det_tanh,
@@ -226,13 +227,15 @@ class DiffusionActor(Actor):
         log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
         return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
 
-    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+    def denoise(
+        self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.
 
         :param condition: (B, width), ``denoiser.condition(features)``
         :param latents: (B, d), ``x^k``
-        :param steps: k, (B,) or one integer
+        :param steps: k, (B,) or one integer; None if the condition is one of ``denoiser.step_conditions(features)``
         :return: drift ``f`` and log-scale ``g``, each (B, d)
         """
         heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
@@ -251,6 +254,11 @@ class DiffusionActor(Actor):
     def _chain_noise(self, features: th.Tensor) -> th.Tensor:
         return th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
 
+    def _chain_denoiser(self, features: th.Tensor) -> Denoiser:
+        """The heads as a function of ``x^k`` and k, for chains at these states."""
+        conditions = self.denoiser.step_conditions(features)
+        return lambda latents, k: self.denoise(conditions[k - 1], latents, None)
+
     def sample_actions(self, features: th.Tensor) -> th.Tensor:
         """
         The actions of :meth:`sample` alone, for the same random numbers.
@@ -258,8 +266,7 @@ class DiffusionActor(Actor):
         :param features: (B, features_dim)
         :return: (B, d), in [-1, 1] if squashed
         """
-        condition, noise = self.denoiser.condition(features), self._chain_noise(features)
-        end = sample_end(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
+        end = sample_end(self._chain_denoiser(features), self.schedule(), self.prior_std, self._chain_noise(features))
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
@@ -272,8 +279,8 @@ class DiffusionActor(Actor):
         :param features: (B, features_dim)
         :return: (B, K + 1, d), ``a^0 … a^K``
         """
-        condition, noise = self.denoiser.condition(features), self._chain_noise(features)
-        latents = sample_latents(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
+        noise = self._chain_noise(features)
+        latents = sample_latents(self._chain_denoiser(features), self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
         return read_out(th.stack(latents, dim=1), location.unsqueeze(1), log_scale.unsqueeze(1))
 
@@ -344,8 +351,7 @@ class DiffusionActor(Actor):
         :return: actions, latents, log-ratios and the path log-probability
         """
         noise = self._chain_noise(features) if noise is None else noise
-        condition = self.denoiser.condition(features)
-        chain = sample_chain(lambda x, k: self.denoise(condition, x, k), self.schedule(), self.prior_std, noise)
+        chain = sample_chain(self._chain_denoiser(features), self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
         if self.squash_output:
             actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)

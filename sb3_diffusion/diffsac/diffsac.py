@@ -77,8 +77,8 @@ def stratified_levels(batch_size: int, n_levels: int, per_state: int, offset: in
 @lru_cache(maxsize=256)
 def actor_levels(batch_size: int, diffusion_steps: int, per_state: int, offset: int, device: th.device) -> Levels:
     """
-    The levels that the actor is trained on. Only at the step k = 1 the read-out learns, so every state gets it; with κ = 1 every
-    second one, so that the other steps have rows too. The rest are spread evenly over the other steps.
+    The levels that the actor is trained on. Only at the step k = 1 the read-out learns, so every state gets it; with κ = 1
+    every second one, so that the other steps have rows too. The rest are spread evenly over the other steps.
 
     :param batch_size: B
     :param diffusion_steps: K

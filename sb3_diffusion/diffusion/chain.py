@@ -33,13 +33,13 @@ def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noi
     :param noise: (K + 1, B, d) standard normal; row K makes ``x^K``, row k - 1 makes ``x^{k-1}``
     :return: the chains, differentiable in whatever ``denoiser`` and ``tables`` depend on
     """
-    latents = prior_std * noise[-1]
+    noise_rows, rows = noise.unbind(), tables.rows()
+    latents = prior_std * noise_rows[-1]
     chain = [latents]
     log_ratios = []
-    rows = tables.rows()
     for k in range(len(rows), 0, -1):
         drift, log_scale = denoiser(latents, k)
-        latents, step_log_ratio = reverse_step(latents, drift, log_scale, rows[k - 1], noise[k - 1])
+        latents, step_log_ratio = reverse_step(latents, drift, log_scale, rows[k - 1], noise_rows[k - 1])
         chain.append(latents)
         log_ratios.append(step_log_ratio)
     return Chain(th.stack(chain[::-1]), th.stack(log_ratios[::-1]), prior_log_prob(chain[0], prior_std))
@@ -51,10 +51,10 @@ def sample_latents(denoiser: Denoiser, tables: KernelTables, prior_std: float, n
 
     :return: K + 1 of shape (B, d)
     """
-    latents = [prior_std * noise[-1]]
-    rows = tables.rows()
+    noise_rows, rows = noise.unbind(), tables.rows()
+    latents = [prior_std * noise_rows[-1]]
     for k in range(len(rows), 0, -1):
-        latents.append(reverse_sample(latents[-1], *denoiser(latents[-1], k), rows[k - 1], noise[k - 1]))
+        latents.append(reverse_sample(latents[-1], *denoiser(latents[-1], k), rows[k - 1], noise_rows[k - 1]))
     return latents[::-1]
 
 
