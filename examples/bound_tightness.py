@@ -129,7 +129,8 @@ def evaluate(actor: DiffusionActor, values: OptimalValues) -> tuple[float, float
 
     def in_state(state: int) -> BoundTightness:
         q_function = lambda actions: values.q_value(state, th.as_tensor(actions)).numpy()  # noqa: E731
-        return bound_tightness(actor, th.eye(3)[state : state + 1], q_function, TEMPERATURE)
+        # With a small read-out scale, latents lie far outside the prior.
+        return bound_tightness(actor, th.eye(3)[state : state + 1], q_function, TEMPERATURE, 2401, grid_bound=24.0)
 
     first, left, right = in_state(0), in_state(1), in_state(2)
     probability = float(first.masses @ goes_right(th.as_tensor(first.actions)).numpy())

@@ -90,8 +90,12 @@ def test_the_log_partition_of_a_gaussian_reward_and_of_a_constant_are_known() ->
 
 def test_what_the_grid_cannot_hold_is_refused() -> None:
     actor = make_actor(diffusion_steps=2)
-    with pytest.raises(ValueError, match="n_points=20 is too small"):
-        bound_tightness(actor, FEATURES, BANDIT, TEMPERATURE, n_points=20)
+    for grid in ({"n_points": 20}, {"grid_bound": 2.0}):
+        name, value = next(iter(grid.items()))
+        with pytest.raises(ValueError, match=f"{name}={value}.* too small"):
+            bound_tightness(actor, FEATURES, BANDIT, TEMPERATURE, **grid)
+    with pytest.raises(ValueError, match="grid_bound"):
+        bound_tightness(actor, FEATURES, BANDIT, TEMPERATURE, grid_bound=0)
     with pytest.raises(ValueError, match="n_points=1 must be an integer >= 2"):
         bound_tightness(actor, FEATURES, BANDIT, TEMPERATURE, n_points=1)
     with pytest.raises(ValueError, match="temperature=0 must be"):

@@ -227,9 +227,7 @@ class DiffusionActor(Actor):
         log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
         return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
 
-    def denoise(
-        self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None
-    ) -> tuple[th.Tensor, th.Tensor]:
+    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.
 

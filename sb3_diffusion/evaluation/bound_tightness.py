@@ -10,8 +10,7 @@ from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.diffusion import KernelTables, prior_log_prob, reverse_mean, squashed_readout
 from sb3_diffusion.evaluation.density import RewardFunction, log_partition
 
-# The grid of latents, in prior standard deviations; mass that leaves it, or falls between its points, is noticed.
-GRID_BOUND = 8.0
+# Of the probability that leaves the grid of latents or falls between its points
 MASS_TOLERANCE = 1e-3
 
 
@@ -32,13 +31,18 @@ class BoundTightness(NamedTuple):
 
 @th.no_grad()
 def bound_tightness(
-    actor: DiffusionActor, features: th.Tensor, q_function: RewardFunction, temperature: float, n_points: int = 801
+    actor: DiffusionActor,
+    features: th.Tensor,
+    q_function: RewardFunction,
+    temperature: float,
+    n_points: int = 801,
+    grid_bound: float = 8.0,
 ) -> BoundTightness:
     """
     Marginal divergence and path divergence of a policy with one-dimensional actions in one state, without sampling (arXiv
     2512.02019; docs/method.md, "The policy").
 
-    The density of the latents goes down the chain on a grid over ``± 8 ν``: ``p(x^{k-1}) = Σ p(x^k) q(x^{k-1} | x^k)``. The
+    The density of the latents goes down the chain on a grid: ``p(x^{k-1}) = Σ p(x^k) q(x^{k-1} | x^k)``. The
     difference of the two divergences is the slack of the path entropy, ``H(u|s) - H_path(s)``, and does not depend on Q.
 
     :param actor: actor with d = 1
@@ -46,14 +50,16 @@ def bound_tightness(
     :param q_function: ``Q(s, u)`` of an array of actions u in [-1, 1], of the same shape
     :param temperature: τ, in units of Q per nat, above 0
     :param n_points: points of the grid
+    :param grid_bound: the grid of latents reaches this many prior standard deviations to either side
     :return: both divergences and the distribution of the actions
     :raises ValueError: for d > 1, an argument out of range, or a chain that the grid does not resolve
     """
     check_number("n_points", n_points, 2, integer=True)
+    check_number("grid_bound", grid_bound, 0, exclusive=True)
     if actor.action_dim != 1:
         raise ValueError(f"actor has {actor.action_dim}-dimensional actions; allowed: one-dimensional ones")
     log_z = log_partition(q_function, temperature)
-    bound = GRID_BOUND * actor.prior_std
+    bound = grid_bound * actor.prior_std
     grid = th.linspace(-bound, bound, n_points, dtype=th.float64).unsqueeze(1)
     spacing = 2 * bound / (n_points - 1)
     condition = actor.denoiser.condition(features).expand(n_points, -1)
@@ -73,7 +79,9 @@ def bound_tightness(
         masses = masses @ (spacing / stds * th.exp(-0.5 * residuals.square()) / (2 * np.pi) ** 0.5)
     total = float(masses.sum())
     if abs(total - 1) > MASS_TOLERANCE:
-        raise ValueError(f"n_points={n_points} is too small: the grid over ± 8 prior_std holds {total:.4f} of the probability")
+        raise ValueError(
+            f"n_points={n_points} or grid_bound={grid_bound} is too small: the grid holds {total:.4f} of the probability"
+        )
     location, log_scale = (part.to(grid) for part in actor.readout(features))
     actions, readout_log_ratio = squashed_readout(grid, location, log_scale)
     inner = masses > 0
