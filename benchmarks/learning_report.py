@@ -1,10 +1,10 @@
 """
 Table and curves of the runs that ``benchmarks/learning.py`` left.
 
-    python benchmarks/learning_report.py
+    python benchmarks/learning_report.py --results benchmarks/results/learning
 
 Prints a Markdown table of the last evaluation (mean over seeds, in brackets each seed) and writes
-results/learning/<env>.png: mean over seeds, every seed as a thin line. Unfinished runs (``*.partial.csv``) are left out of the
+<results>/<env>.png: mean over seeds, every seed as a thin line. Unfinished runs (``*.partial.csv``) are left out of the
 table and drawn dotted.
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
     for folder in sorted(path for path in Path(args.results).iterdir() if path.is_dir()):
         finished = variants_of(folder, "*_seed*[0-9].csv")
         unfinished = variants_of(folder, "*.partial.csv")
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
         for axes, evaluation in zip(figure.subplots(1, 2, sharey=True), EVALUATIONS, strict=True):
             for index, variant in enumerate(sorted({*finished, *unfinished})):
                 color = f"C{index}"
@@ -61,7 +61,7 @@ def main() -> None:
                     mean = np.mean([run[f"{evaluation}_mean"] for run in runs], axis=0)
                     axes.plot(runs[0]["timesteps"], mean, color=color, linewidth=2, label=f"{variant}, seeds: {len(runs)}")
             axes.set(title=f"{folder.name}, {evaluation} actions", xlabel="environment steps")
-        axes.legend()
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.axes[0].set_ylabel("return of an episode")
         figure.savefig(folder.with_suffix(".png"), dpi=130)
         for variant, seeds in finished.items():
