@@ -9,7 +9,13 @@ right state with probability 1 / (1 + exp(-a / 0.1)), else to the left one. Left
 right two of different height. Its optimal soft action values are known, so nothing but the diffusion is trained: by the full
 chain's gradient, for all three states at once, while the temperature falls from 1 to 0.1. Divergences are those of whole
 trajectories, sums over the states weighted by how often the policy is there. Leaves ``bound_tightness.csv`` and
-``bound_tightness.png`` in --out.
+``bound_tightness.png`` in --out. Takes 25 minutes.
+
+What was found (means of three seeds, examples/results/bound_tightness): with read-out and learned variance the slack of the
+default schedule falls from 0.53 nats at K = 1 to 0.21 at K = 16, and the bound from 0.87 to 0.42 at K = 8 (0.58 at K = 16).
+The cosine schedule's bound is nearly exact at K = 1 (slack 0.002), but its policy is the worst there (2.15 nats): a tight
+bound makes no good policy. Without read-out, with fixed variance, most of the default schedule's bound is divergence and not
+slack (3.5 of 4.2 nats at K = 16).
 """
 
 import argparse
