@@ -10,6 +10,7 @@ import torch as th
 from conftest import differing, flat_tensors, observations, scatter_weights
 from envs_for_tests import BatchNormDropoutExtractor, StrictBoxEnv
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 MakeModel = Callable[..., Any]
 
@@ -153,3 +154,25 @@ def test_predictions_stay_finite_and_inside_for_extreme_weights_and_observations
 def test_an_observation_of_the_wrong_shape_is_refused(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="observation shape"):
         make_model().predict(np.zeros(5, np.float32))
+
+
+class RememberingExtractor(FlattenExtractor):
+    """Keeps a tensor from its first call, which is a prediction, for its training."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features = super().forward(observations)
+        if not hasattr(self, "scale"):
+            self.scale = th.full_like(features[:1], 2.0)
+            self.weight = th.nn.Parameter(th.ones_like(self.scale))
+        return self.weight * self.scale * features
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_predictions_run_in_inference_mode_but_the_features_do_not(make_model: MakeModel, deterministic: bool) -> None:
+    model = make_model(policy_kwargs=dict(features_extractor_class=RememberingExtractor))
+    obs = th.as_tensor(observations(model))
+    assert model.policy._predict(obs, deterministic).is_inference()
+    assert not model.actor(obs, deterministic).is_inference()
+    model.predict(observations(model), deterministic=deterministic)
+    model.actor(obs).sum().backward()
+    assert not model.actor.features_extractor.scale.is_inference()

@@ -467,5 +467,23 @@ class DiffusionActor(Actor):
         :param deterministic: a mode of the policy (:meth:`mode`) instead of a sample
         :return: actions (B, d), in [-1, 1] if squashed
         """
-        features = self.extract_features(obs, self.features_extractor)
+        return self._act(self.extract_features(obs, self.features_extractor), deterministic)
+
+    def _act(self, features: th.Tensor, deterministic: bool) -> th.Tensor:
         return self.mode(features) if deterministic else self.sample_actions(features)
+
+    @th.inference_mode()
+    def predict_actions(self, features: th.Tensor, deterministic: bool) -> th.Tensor:
+        """
+        What ``predict`` returns: the actions of :meth:`forward`, without a graph. A chain is many small operations, each of
+        them cheaper in inference mode than under SB3's ``no_grad``. Features come from outside: an extractor may keep tensors
+        for its training.
+
+        :param features: (B, features_dim)
+        :param deterministic: a mode of the policy (:meth:`mode`) instead of a sample
+        :return: actions (B, d), in [-1, 1] if squashed
+        """
+        return self._act(features, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.predict_actions(self.extract_features(observation, self.features_extractor), deterministic)
