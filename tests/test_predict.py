@@ -12,6 +12,8 @@ from envs_for_tests import BatchNormDropoutExtractor, StrictBoxEnv
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
+from sb3_diffusion import DiffPPO
+
 MakeModel = Callable[..., Any]
 
 
@@ -167,12 +169,36 @@ class RememberingExtractor(FlattenExtractor):
         return self.weight * self.scale * features
 
 
+def denoising_modes(policy: Any, function: Callable[[], th.Tensor]) -> tuple[th.Tensor, set[bool]]:
+    """The result of a function, and whether the denoiser ran in inference mode."""
+    modes = set()
+    hook = policy.actor.denoiser.body.register_forward_hook(lambda *_: modes.add(th.is_inference_mode_enabled()))
+    result = function()
+    hook.remove()
+    return result, modes
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_predictions_run_in_inference_mode_but_the_features_do_not(make_model: MakeModel, deterministic: bool) -> None:
+def test_only_chains_without_gradients_run_in_inference_mode(make_model: MakeModel, deterministic: bool) -> None:
     model = make_model(policy_kwargs=dict(features_extractor_class=RememberingExtractor))
+    scatter_weights(model.policy)
     obs = th.as_tensor(observations(model))
-    assert model.policy._predict(obs, deterministic).is_inference()
-    assert not model.actor(obs, deterministic).is_inference()
-    model.predict(observations(model), deterministic=deterministic)
-    model.actor(obs).sum().backward()
+    with th.no_grad():
+        actions, modes = denoising_modes(model.policy, lambda: model.actor(obs, deterministic))
+    assert modes == {True}
+    assert not actions.is_inference()
+    _, modes = denoising_modes(model.policy, lambda: model.predict(observations(model), deterministic=deterministic))
+    assert modes == {True}
+    actions, modes = denoising_modes(model.policy, lambda: model.actor(obs, deterministic))
+    assert modes == {False}
+    actions.sum().backward()
     assert not model.actor.features_extractor.scale.is_inference()
+
+
+def test_the_chains_of_a_rollout_are_sampled_in_inference_mode_and_can_be_trained_on() -> None:
+    policy = DiffPPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8).policy
+    obs = th.randn(4, 3)
+    with th.no_grad():
+        (_, _, chains), modes = denoising_modes(policy, lambda: policy(obs))
+    assert modes == {True}
+    policy.evaluate_actions(obs, chains)[1].sum().backward()

@@ -1,7 +1,8 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,26 @@ class DecisionKernels(NamedTuple):
     log_std: th.Tensor
     log_prob: th.Tensor
     noising_log_prob: th.Tensor
+
+
+def cheap_without_gradients(
+    method: Callable[["DiffusionActor", th.Tensor], th.Tensor],
+) -> Callable[["DiffusionActor", th.Tensor], th.Tensor]:
+    """
+    A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
+    cheaper than under ``no_grad``. The result is an ordinary tensor. Features come from outside, because an extractor may keep
+    tensors for its training.
+    """
+
+    @wraps(method)
+    def call(self: "DiffusionActor", features: th.Tensor) -> th.Tensor:
+        if th.is_grad_enabled():
+            return method(self, features)
+        with th.inference_mode():
+            result = method(self, features)
+        return result.clone()
+
+    return call
 
 
 class DiffusionActor(Actor):
@@ -257,6 +278,7 @@ class DiffusionActor(Actor):
         conditions = self.denoiser.step_conditions(features)
         return lambda latents, k: self.denoise(conditions[k - 1], latents, None)
 
+    @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:
         """
         The actions of :meth:`sample` alone, for the same random numbers.
@@ -268,6 +290,7 @@ class DiffusionActor(Actor):
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
+    @cheap_without_gradients
     def sample_chains(self, features: th.Tensor) -> th.Tensor:
         """
         The chains of :meth:`sample` for the same random numbers, as sequences of decisions ``a^k = m + c x^k``. They stay what
@@ -396,6 +419,7 @@ class DiffusionActor(Actor):
         log_ratios = log_reverse - noising_log_prob(current, previous, self.schedule().at(steps))
         return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios - log_scale.sum(dim=-1)
 
+    @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
         A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
@@ -467,23 +491,5 @@ class DiffusionActor(Actor):
         :param deterministic: a mode of the policy (:meth:`mode`) instead of a sample
         :return: actions (B, d), in [-1, 1] if squashed
         """
-        return self._act(self.extract_features(obs, self.features_extractor), deterministic)
-
-    def _act(self, features: th.Tensor, deterministic: bool) -> th.Tensor:
+        features = self.extract_features(obs, self.features_extractor)
         return self.mode(features) if deterministic else self.sample_actions(features)
-
-    @th.inference_mode()
-    def predict_actions(self, features: th.Tensor, deterministic: bool) -> th.Tensor:
-        """
-        What ``predict`` returns: the actions of :meth:`forward`, without a graph. A chain is many small operations, each of
-        them cheaper in inference mode than under SB3's ``no_grad``. Features come from outside: an extractor may keep tensors
-        for its training.
-
-        :param features: (B, features_dim)
-        :param deterministic: a mode of the policy (:meth:`mode`) instead of a sample
-        :return: actions (B, d), in [-1, 1] if squashed
-        """
-        return self._act(features, deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.predict_actions(self.extract_features(observation, self.features_extractor), deterministic)

@@ -232,7 +232,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         features = self.actor.extract_features(observation, self.pi_features_extractor)
-        return self.actor.predict_actions(features, deterministic)
+        return self.actor.mode(features) if deterministic else self.actor.sample_actions(features)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import (
     NatureCNN,
     get_actor_critic_arch,
 )
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
@@ -140,9 +140,6 @@ class DiffusionSACPolicy(SACPolicy):
         # SB3's own list leaves this one out.
         data.update(self.diffusion_kwargs, share_features_extractor=self.share_features_extractor)
         return data
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.actor._predict(observation, deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
         if all(network.training == mode for network in (self, self.actor, self.critic)):
