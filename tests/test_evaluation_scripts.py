@@ -1,4 +1,4 @@
-"""The commands that make tables and pictures: small runs of the benchmark of mode coverage and of the examples."""
+"""The commands that make tables and pictures: small runs of benchmarks and of the examples."""
 
 import csv
 import importlib
@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from sb3_diffusion import DiffSAC, DiffWPO
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,3 +148,13 @@ def test_the_example_of_both_divergences_tabulates_each_metric(monkeypatch: pyte
     assert module.temperature("MultiGoal2D-v0", 1.0) == 10 and module.temperature("MultiGoal2D-v0", 0.2) == 5
     assert (module.falling(1e-3, 0.5), module.falling(1e-3, 0.25)) == (1e-3, 5e-4)
     assert (tmp_path / "forward_and_reverse_kl.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])
+def test_the_peak_memory_of_a_gradient_step_does_not_grow_with_the_number_of_diffusion_steps(
+    monkeypatch: pytest.MonkeyPatch, algorithm: type[DiffSAC]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    memory = importlib.import_module("memory")
+    few, many = (memory.peak_megabytes(memory.build(algorithm, diffusion_steps)) for diffusion_steps in (4, 64))
+    assert many <= 1.1 * few

@@ -248,13 +248,13 @@ class DiffusionActor(Actor):
         log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
         return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
 
-    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> tuple[th.Tensor, th.Tensor]:
+    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.
 
         :param condition: (B, width), ``denoiser.condition(features)``
         :param latents: (B, d), ``x^k``
-        :param steps: k, (B,) or one integer; None if the condition is one of ``denoiser.step_conditions(features)``
+        :param steps: k, (B,) or one integer
         :return: drift ``f`` and log-scale ``g``, each (B, d)
         """
         heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
@@ -275,8 +275,8 @@ class DiffusionActor(Actor):
 
     def _chain_denoiser(self, features: th.Tensor) -> Denoiser:
         """The heads as a function of ``x^k`` and k, for chains at these states."""
-        conditions = self.denoiser.step_conditions(features)
-        return lambda latents, k: self.denoise(conditions[k - 1], latents, None)
+        condition = self.denoiser.condition(features)
+        return lambda latents, k: self.denoise(condition, latents, k)
 
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:

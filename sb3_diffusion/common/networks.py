@@ -61,25 +61,14 @@ class StepConditionedMLP(nn.Module):
         """
         return self.state_layer(features)
 
-    def step_conditions(self, features: th.Tensor) -> tuple[th.Tensor, ...]:
-        """
-        The parts of the first layer that a whole chain needs, at once.
-
-        :param features: (B, features_dim)
-        :return: for each step 1 … K, what features and step contribute, (B, width)
-        """
-        return (self.condition(features) + self.step_table.weight.unsqueeze(1)).unbind()
-
-    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> th.Tensor:
+    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
         """
         :param condition: (B, width), from :meth:`condition`; or (B, 1, width)
         :param latents: (B, d), ``x^k``; or κ of each state, (B, κ, d)
-        :param steps: (B,) integers in 1 … K, or one integer for all rows; or (B, κ), or (κ,) for all states; None: the
-            condition is from :meth:`step_conditions` and has the step in it
+        :param steps: (B,) integers in 1 … K, or one integer for all rows; or (B, κ), or (κ,) for all states
         :return: (B, output_dim) or (B, κ, output_dim)
         """
-        if steps is not None:
-            condition = condition + self.step_table.weight[steps - 1]
+        condition = condition + self.step_table.weight[steps - 1]
         several = latents.dim() == 3
         if several:
             shape = latents.shape[:2]
