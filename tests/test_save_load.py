@@ -381,3 +381,27 @@ def test_a_copied_policy_is_independent_of_the_original(model: Any) -> None:
     scatter_weights(copy)
     assert not np.array_equal(predictions(copy, obs), expected)
     assert np.array_equal(predictions(model, obs), expected)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_actor_can_be_traced_for_deployment(make_model: MakeModel, tmp_path: Path, deterministic: bool) -> None:
+    """SB3's documented export; a trace at one observation serves any number of them."""
+    actor = make_model().learn(12).actor
+
+    class Exported(th.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor = actor
+
+        def forward(self, obs: th.Tensor) -> th.Tensor:
+            return self.actor(obs, deterministic)
+
+    obs = th.randn(5, *actor.observation_space.shape)
+    traced = th.jit.trace(Exported().eval(), obs[:1], check_trace=False)
+    th.jit.save(traced, tmp_path / "actor.pt")
+    loaded = th.jit.load(tmp_path / "actor.pt")
+    outputs = []
+    for function in (actor, loaded):
+        th.manual_seed(1)
+        outputs.append(function(obs, deterministic) if function is actor else function(obs))
+    th.testing.assert_close(*outputs)

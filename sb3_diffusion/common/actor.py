@@ -459,8 +459,8 @@ class DiffusionActor(Actor):
         :return: (B,) in nats
         """
         tables = self.schedule()
-        n_paths = self.mode_noise.shape[0]
-        noise = self.mode_noise.repeat(len(ends), 1, 1)
+        n_paths = len(self.mode_noise)
+        noise = self.mode_noise.repeat(ends.shape[0], 1, 1)  # len() would be a constant for torch.jit.trace
         condition, previous = condition.repeat_interleave(n_paths, dim=0), ends.repeat_interleave(n_paths, dim=0)
         log_weights = th.zeros_like(previous[:, 0])
         for k in range(1, self.diffusion_steps + 1):

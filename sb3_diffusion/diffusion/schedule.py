@@ -131,6 +131,7 @@ class NoiseSchedule(nn.Module):
     :param prior_std: ν
     :param kernel: "vp" or "euler"
     :param learn: whether the β are parameters; they then stay within [1e-3, 1 - 1e-3] through a sigmoid
+    :raises ValueError: for betas outside these bounds that are to be learned
     """
 
     def __init__(self, betas: th.Tensor, latent_dim: int, prior_std: float, kernel: str, learn: bool = False) -> None:
@@ -140,13 +141,19 @@ class NoiseSchedule(nn.Module):
         self.learn = learn
         fixed = make_kernel_tables(betas.unsqueeze(1), prior_std, kernel)
         if learn:
+            if betas.min() < LEARNED_BETA_MIN or betas.max() > LEARNED_BETA_MAX:
+                raise ValueError(
+                    f"learn_schedule=True with β from {betas.min():g} to {betas.max():g}; allowed: a schedule within "
+                    f"[{LEARNED_BETA_MIN:g}, {LEARNED_BETA_MAX:g}], where learned β stay"
+                )
             span = LEARNED_BETA_MAX - LEARNED_BETA_MIN
             fraction = ((betas - LEARNED_BETA_MIN) / span).clamp(1e-4, 1 - 1e-4)
             self.beta_logits = nn.Parameter(th.logit(fraction).unsqueeze(1).repeat(1, latent_dim))
         else:
             # Not persistent: a schedule is an argument, not a weight, so it has no place in a state dict.
             for name, table in fixed._asdict().items():
-                self.register_buffer(name, table, persistent=False)
+                # Cloned: torch.jit.trace refuses two names for one tensor.
+                self.register_buffer(name, table.clone(), persistent=False)
 
     def betas(self) -> th.Tensor:
         """:return: the current learned β, (K, d)"""
