@@ -1,19 +1,22 @@
 """``torch_compile=True``: the same training in compiled functions, or a warning and the same training without."""
 
+import copy
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
-from conftest import ALGORITHMS, SMALL_ON_POLICY
+from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY
 from torch._dynamo.utils import counters
 
-from sb3_diffusion import DiffPPO
-from sb3_diffusion.common.compiling import compiled_or_eager
+from sb3_diffusion import DiffPPO, DiffSAC
+from sb3_diffusion.common.compiling import CompiledOrEager
 
 MakeModel = Callable[..., Any]
 
@@ -115,7 +118,28 @@ def test_many_different_models_of_one_process_are_all_compiled(monkeypatch: pyte
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch_compile")
         for times in range(12):
-            assert len(compiled_or_eager(repeat)(times, th.zeros(3))) == 3 * times
+            assert len(CompiledOrEager(repeat)(times, th.zeros(3))) == 3 * times
+
+
+def test_a_compiled_model_can_be_pickled_and_compiles_again(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "eager")
+    model = make_model(torch_compile=True).learn(20)
+    for module in (pickle, cloudpickle):
+        again = module.loads(module.dumps(model))
+        before = counters["stats"]["unique_graphs"]
+        models = train(again), train(copy.deepcopy(model))
+        for ours, theirs in zip(*(model.policy.parameters() for model in models), strict=True):
+            assert th.equal(ours, theirs)
+        assert counters["stats"]["unique_graphs"] > before
+
+
+def test_another_discount_does_not_compile_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "eager")
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[16]), torch_compile=True, **SMALL).learn(20)
+    before = counters["stats"]["unique_graphs"]
+    model.gamma = 0.9
+    model.learn(5, reset_num_timesteps=False)
+    assert counters["stats"]["unique_graphs"] == before
 
 
 def test_diffppos_schedules_do_not_compile_anew(monkeypatch: pytest.MonkeyPatch) -> None:

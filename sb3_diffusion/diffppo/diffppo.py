@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explai
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
-from sb3_diffusion.common.compiling import compiled_or_eager
+from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
 from sb3_diffusion.common.validation import check_common_arguments, check_number, check_schedule, scheduled, wants_sde
@@ -212,7 +212,7 @@ class DiffPPO(SafeSaveMixin, PPO):
         # A function of the model, not bound to it: a copy of the model must train its own networks.
         self._minibatch_step: Callable[..., tuple[MinibatchLosses, Gradients]] = type(self)._losses_and_gradients
         if self.torch_compile:
-            self._minibatch_step = compiled_or_eager(self._minibatch_step)
+            self._minibatch_step = CompiledOrEager(self._minibatch_step)
         self._target_entropy = float(-actor.action_dim if self.target_entropy == "auto" else self.target_entropy)
         if isinstance(self.ent_coef, str):
             kind, _, initial = self.ent_coef.partition("_")

@@ -15,13 +15,14 @@ from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DiffusionActor
-from sb3_diffusion.common.compiling import compiled_or_eager
+from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
 from sb3_diffusion.common.validation import (
     check_choice,
     check_common_arguments,
+    check_dict,
     check_number,
     check_schedule,
     scheduled,
@@ -288,6 +289,10 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         if not isinstance(self.target_entropy, str):
             check_number("target_entropy", self.target_entropy, -math.inf)
+        buffer_class = self.replay_buffer_class
+        if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, ReplayBuffer)):
+            raise ValueError(f"replay_buffer_class={buffer_class!r} must be a subclass of ReplayBuffer, or None")
+        check_dict("replay_buffer_kwargs", self.replay_buffer_kwargs)
         if not isinstance(self.action_noise, (ActionNoise, type(None))):
             raise ValueError(f"action_noise={self.action_noise!r} must be an ActionNoise or None")
         if isinstance(self.train_freq, tuple) and len(self.train_freq) != 2:
@@ -315,8 +320,8 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         self._evaluate_step: Callable[..., Evaluation] = type(self)._evaluate
         self._improve_step: Callable[..., Improvement] = type(self)._improve
         if self.torch_compile:
-            self._evaluate_step = compiled_or_eager(self._evaluate_step)
-            self._improve_step = compiled_or_eager(self._improve_step)
+            self._evaluate_step = CompiledOrEager(self._evaluate_step)
+            self._improve_step = CompiledOrEager(self._improve_step)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """SAC's ``train`` with the three losses of the class docstring."""
@@ -331,6 +336,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
 
         for gradient_step in range(gradient_steps):
             replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            if replay_data.discounts is None:
+                # A tensor, as with n-step returns: a compiled function would be compiled again for every new number.
+                replay_data = replay_data._replace(discounts=th.full_like(replay_data.rewards, self.gamma))
             states = chain_states(replay_data)
             levels = self._levels(batch_size + n_own_states(batch_size), self._n_updates + gradient_step)
 
@@ -379,9 +387,9 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         with th.no_grad():
             q_values = self._min_q_value(self.critic_target, target_features, chains.actions)
             soft_values = (q_values - ent_coef * chains.path_log_prob)[: len(replay_data.rewards)].unsqueeze(1)
-            # With n-step returns the discount is γ to the number of steps.
-            discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
-            target_q_values = replay_data.rewards + (1 - replay_data.dones) * discounts * soft_values
+            assert replay_data.discounts is not None
+            # The discounts are γ, with n-step returns to the power of the number of steps.
+            target_q_values = replay_data.rewards + (1 - replay_data.dones) * replay_data.discounts * soft_values
         current_q_values = self.critic(replay_data.observations, replay_data.actions)
         losses["critic_loss"] = (
             0.5 * th.stack([F.mse_loss(current_q, target_q_values) for current_q in current_q_values]).sum()
