@@ -38,7 +38,10 @@ BAD_POLICY_ARGUMENTS = [
     *(("share_features_extractor", value) for value in ("no", None)),
     *(("net_arch", value) for value in ([0], [-3], [16, 2.5], 16, "16", {"pi": [0], "qf": [16]}, {"pi": 16, "qf": [16]})),
     ("activation_fn", "relu"),
+    ("features_extractor_class", "cnn"),
     ("optimizer_class", "adam"),
+    *((name, [1]) for name in ("features_extractor_kwargs", "optimizer_kwargs")),
+    ("normalize_images", "no"),
 ]
 
 
@@ -101,6 +104,9 @@ def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: M
         ("learning_starts", -1),
         ("train_freq", 0),
         ("buffer_size", 0),
+        ("replay_buffer_class", 3),
+        ("replay_buffer_class", dict),
+        ("replay_buffer_kwargs", [1]),
         ("n_steps", 0),
         ("target_update_interval", 0),
         ("train_freq", (1,)),
@@ -199,3 +205,15 @@ def test_a_policy_without_a_diffusion_actor_is_refused() -> None:
 def test_beta_min_must_not_exceed_beta_max(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"beta_min=0\.3 must be <= beta_max=0\.2"):
         make_model(policy_kwargs=dict(beta_min=0.3))
+
+
+def test_a_learning_rate_schedule_that_falls_below_zero_is_refused(make_model: MakeModel) -> None:
+    with refused(r"learning_rate\(0\)", -1e-3):
+        make_model(learning_rate=lambda progress: 2e-3 * progress - 1e-3)
+
+
+@pytest.mark.parametrize("beta", [1e-6, 0.9999])
+def test_a_schedule_outside_the_range_of_learned_ones_cannot_be_learned(make_model: MakeModel, beta: float) -> None:
+    with refused("learn_schedule=True", beta):
+        make_model(policy_kwargs=dict(diffusion_steps=1, noise_schedule=[beta], learn_schedule=True))
+    make_model(policy_kwargs=dict(diffusion_steps=1, noise_schedule=[beta]))

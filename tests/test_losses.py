@@ -1,6 +1,7 @@
 """DiffSAC's losses for K > 1, row by row against explicit densities; its targets against SAC's; which states are trained."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch.distributions import Normal
 
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.diffsac.diffsac import chain_states
+from sb3_diffusion.diffsac.diffsac import SampledChains, chain_states
 
 STEPS, STATES, PRIOR_STD, ENT_COEF = 3, 12, 1.7, 0.3
 
@@ -170,6 +171,49 @@ def test_the_losses_train_their_own_networks_only() -> None:
     actor_loss = model._actor_losses(features.detach(), chains, th.tensor(ENT_COEF))["actor_loss"]
     gradients = th.autograd.grad(actor_loss, actor_parameters)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_targets_and_losses_of_an_evaluation_are_those_of_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DiffSAC(
+        "MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=40, buffer_size=50, ent_coef=f"auto_{ENT_COEF}",
+        target_entropy=-1.5, gamma=0.9, policy_kwargs=dict(net_arch=[16], diffusion_steps=STEPS),
+    ).learn(40)  # fmt: skip
+    seen: list[th.Tensor] = []
+    sampled: list[SampledChains] = []
+    sample_chains, value_loss = model._sample_chains, model._diffusion_value_loss
+
+    def record_chains(*args: Any) -> SampledChains:
+        sampled.append(sample_chains(*args))
+        return sampled[-1]
+
+    def record_q_values(*args: Any) -> th.Tensor:
+        seen.append(args[-1])
+        return value_loss(*args)
+
+    monkeypatch.setattr(model, "_sample_chains", record_chains)
+    monkeypatch.setattr(model, "_diffusion_value_loss", record_q_values)
+    data = model.replay_buffer.sample(STATES)
+    dones = (th.arange(STATES) % 3 == 0).float().unsqueeze(1)
+    data = data._replace(dones=dones, discounts=th.full((STATES, 1), 0.9))
+    states = chain_states(data)
+    parameters = [*model.critic.parameters(), model.log_ent_coef]
+    levels = model._levels(len(states), 0)
+    _, ent_coef, losses, gradients = model._evaluate(data, states, levels, parameters)
+
+    (chains,), log_prob = sampled, sampled[0].path_log_prob
+    assert log_prob.abs().mean() > 0.3
+    with th.no_grad():
+        q_values = th.cat(model.critic_target(states, chains.actions), dim=1).min(dim=1).values
+        soft_values = (q_values - ENT_COEF * log_prob)[:STATES, None]
+        targets = data.rewards + 0.9 * (1 - dones) * soft_values
+        critic_loss = sum(0.5 * ((q - targets) ** 2).mean() for q in model.critic(data.observations, data.actions))
+    assert ent_coef.item() == pytest.approx(ENT_COEF)
+    th.testing.assert_close(losses["critic_loss"], critic_loss)
+    th.testing.assert_close(seen, [q_values])
+    # The temperature rises while the path entropy is below its target.
+    shortfall = (log_prob - 1.5).mean()
+    th.testing.assert_close(losses["ent_coef_loss"], -np.log(ENT_COEF) * shortfall)
+    th.testing.assert_close(gradients[-1], -shortfall.reshape(1))
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])

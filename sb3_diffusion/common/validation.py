@@ -44,6 +44,16 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; allowed: {allowed}")
 
 
+def check_dict(name: str, value: Any) -> None:
+    """
+    Refuse everything but a dictionary or None.
+
+    :raises ValueError: naming argument, value and what is allowed
+    """
+    if not isinstance(value, (dict, type(None))):
+        raise ValueError(f"{name}={value!r} must be a dict or None")
+
+
 def scheduled(name: str, schedule: Callable[[float], float], progress_remaining: float, exclusive: bool = False) -> float:
     """
     The value of a schedule. SB3's remaining progress runs below 0 where the last rollout is longer than what was left.
@@ -67,7 +77,16 @@ def check_schedule(name: str, schedule: Callable[[float], float], exclusive: boo
         scheduled(name, schedule, progress, exclusive)
 
 
-def check_network_arguments(net_arch: Any, activation_fn: Any, optimizer_class: Any, share_features_extractor: Any) -> None:
+def check_network_arguments(
+    net_arch: Any,
+    activation_fn: Any,
+    features_extractor_class: Any,
+    features_extractor_kwargs: Any,
+    normalize_images: Any,
+    optimizer_class: Any,
+    optimizer_kwargs: Any,
+    share_features_extractor: Any,
+) -> None:
     """
     Refuse a ``net_arch`` that is not None, a list of widths or a dictionary of such lists, and what the others cannot be.
 
@@ -77,9 +96,13 @@ def check_network_arguments(net_arch: Any, activation_fn: Any, optimizer_class: 
     valid = all(isinstance(widths, (list, tuple)) for widths in parts)
     if not valid or not all(isinstance(width, Integral) and int(width) >= 1 for widths in parts for width in widths):
         raise ValueError(f"net_arch={net_arch!r} must be a list of widths (integers >= 1) or a dict of such lists")
-    for name, value in (("activation_fn", activation_fn), ("optimizer_class", optimizer_class)):
+    classes = dict(activation_fn=activation_fn, optimizer_class=optimizer_class)
+    for name, value in (classes | dict(features_extractor_class=features_extractor_class)).items():
         if not callable(value):
-            raise ValueError(f"{name}={value!r} must be a class of PyTorch's, not its name")
+            raise ValueError(f"{name}={value!r} must be a class, not its name")
+    check_dict("features_extractor_kwargs", features_extractor_kwargs)
+    check_dict("optimizer_kwargs", optimizer_kwargs)
+    check_choice("normalize_images", normalize_images, (False, True))
     check_choice("share_features_extractor", share_features_extractor, (False, True))
 
 
@@ -89,8 +112,7 @@ def wants_sde(use_sde: bool, policy_kwargs: Any) -> bool:
 
     :raises ValueError: for ``policy_kwargs`` that are not a dictionary
     """
-    if not isinstance(policy_kwargs, (dict, type(None))):
-        raise ValueError(f"policy_kwargs={policy_kwargs!r} must be a dict or None")
+    check_dict("policy_kwargs", policy_kwargs)
     return use_sde or (policy_kwargs or {}).get("use_sde", False)
 
 
@@ -103,7 +125,9 @@ def check_common_arguments(model: Any) -> None:
     """
     if model.use_sde:
         raise ValueError(f"use_sde=True: gSDE is not supported by {type(model).__name__}; allowed: use_sde=False")
-    if not callable(model.learning_rate):
+    if callable(model.learning_rate):
+        check_schedule("learning_rate", model.learning_rate)
+    else:
         check_number("learning_rate", model.learning_rate, 0)
     check_number("gamma", model.gamma, 0, 1)
     check_number("stats_window_size", model._stats_window_size, 1, integer=True)

@@ -89,7 +89,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             squash_output=squash_output,
         )
         check_number("log_std_init", log_std_init, -math.inf)
-        check_network_arguments(net_arch, activation_fn, optimizer_class, share_features_extractor)
+        check_network_arguments(
+            net_arch,
+            activation_fn,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+            share_features_extractor,
+        )
         if net_arch is None:
             # SB3's default for images is a linear head, and a linear denoiser could hold no second mode.
             net_arch = dict(pi=[64, 64], vf=[64, 64])

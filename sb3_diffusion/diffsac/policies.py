@@ -75,7 +75,16 @@ class DiffusionSACPolicy(SACPolicy):
             state_dependent_readout=state_dependent_readout,
         )
         check_number("n_critics", n_critics, 1, integer=True)
-        check_network_arguments(net_arch, activation_fn, optimizer_class, share_features_extractor)
+        check_network_arguments(
+            net_arch,
+            activation_fn,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+            share_features_extractor,
+        )
         optimizer_kwargs = fused_by_default(optimizer_class, optimizer_kwargs)
         super().__init__(
             observation_space,
