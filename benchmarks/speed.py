@@ -7,12 +7,12 @@ The contestants take turns in every round, so that the machine's drift hits all 
 and of each round's ratio to SB3's algorithm (PPO for DiffPPO, SAC for the others), with the quartiles. HalfCheetah-v5,
 networks of 256 x 256, batch 256, defaults otherwise; PPO and DiffPPO make 20 gradient steps for 512 environment steps, DiffPPO
 on all K steps of each row. The parts of a gradient step are timed in the plain (not compiled) functions: there "forward" is a
-loss, "backward" its gradients. Writes speed.json (all rounds) and speed.md (the tables) to ``--out``.
+loss, "backward" its gradients. Writes <env>_<device>_<threads>.json (all rounds) and .md (the tables) to
+``--out``.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import time
 import warnings
@@ -288,7 +288,7 @@ def main() -> None:
                 own["parts"] = {part: value / n_steps for part, value in parts.items()}
         rounds.append(figures)
     settings = {key: value for key, value in vars(args).items() if key != "out"}
-    report = {"settings": settings, "machine": platform.processor() or platform.machine(), **provenance()}
+    report = {"settings": settings, **provenance()}
     report |= {"facts": facts, "rounds": rounds}
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"{args.env}_{args.device.replace(':', '')}_{args.threads}"

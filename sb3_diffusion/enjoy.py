@@ -8,7 +8,9 @@ def main() -> None:
     try:
         from rl_zoo3.enjoy import enjoy
     except ModuleNotFoundError as error:
-        raise SystemExit(f"rl-zoo3's enjoy needs the package {error.name}: pip install 'sb3_diffusion[zoo]'") from error
+        raise SystemExit(
+            f"rl-zoo3's enjoy needs the package {error.name}: install sb3_diffusion with its extra 'zoo'"
+        ) from error
     register()
     enjoy()
 

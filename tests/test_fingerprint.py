@@ -1,6 +1,6 @@
 """
-Short trainings with recorded results: what changes the learning fails here, which tells whether benchmark results of an earlier
-commit still hold. A deliberate change records new numbers, and says in the changelog which results it outdates.
+Short trainings with recorded results: what changes the learning fails here, which tells whether benchmark results of an
+earlier commit still hold. A deliberate change records new numbers, and says in the changelog which results it outdates.
 """
 
 from typing import Any
