@@ -22,8 +22,8 @@ def provenance() -> dict[str, object]:
     """
     For the file beside a run's numbers.
 
-    :return: "commit" of the clone that the library is in (empty outside git), "machine", the name of its CPU, and "versions" of
-        the packages that matter
+    :return: "commit" of the clone that the library is in (empty outside git), "machine", the name of the CPU, and "versions"
+        of the packages that matter
     """
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     versions = {}
