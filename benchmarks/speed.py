@@ -7,8 +7,8 @@ The contestants take turns in every round, so that the machine's drift hits all 
 and of each round's ratio to SB3's algorithm (PPO for DiffPPO, SAC for the others), with the quartiles. HalfCheetah-v5,
 networks of 256 x 256, batch 256, defaults otherwise; PPO and DiffPPO make 20 gradient steps for 512 environment steps, DiffPPO
 on all K steps of each row. The parts of a gradient step are timed in the plain (not compiled) functions: there "forward" is a
-loss, "backward" its gradients. Writes <env>_<device>_<threads>.json (all rounds) and .md (the tables) to
-``--out``.
+loss, "backward" its gradients. Writes <env>_<device>_<threads>.json (all
+rounds) and .md (the tables) to ``--out``.
 """
 
 import argparse
