@@ -4,7 +4,7 @@ Train DiffSAC on a MuJoCo environment and leave, in the folder ``--out``, what s
 * ``model.zip``: the agent; ``DiffSAC.load`` reads it
 * ``evaluations.csv``: return of the deterministic policy during training
 * ``learning_curve.png``: the same as a picture, beside the return of random actions
-* ``agent.gif``: an episode of the trained agent, where the machine can render
+* ``agent.gif``: the trained agent at work, where the machine can render
 
 The files appear together at the end: a run that fails or is interrupted leaves those of an earlier run as they are.
 """
@@ -35,7 +35,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_diffusion import DiffSAC
 
 EVALUATIONS = 10
-EVALUATION_EPISODES = 3
+EVALUATION_EPISODES = 10
 WARM_UP_STEPS = 1_000
 # Smaller and faster than the defaults (256 x 256, 3e-4), to have a good agent within minutes.
 NET_ARCH = [128, 128]
@@ -114,7 +114,7 @@ def draw_learning_curve(path: Path, evaluation: Evaluation, random_return: float
 
 
 def record_gif(path: Path, model: DiffSAC, env_id: str, seed: int) -> None:
-    """The first steps of an episode of the deterministic policy, every other step a frame."""
+    """The deterministic policy at work, every other step a frame; where an episode ends, the next begins."""
     env = gym.make(env_id, render_mode="rgb_array")
     model_xml = getattr(env.unwrapped, "model", None)
     if model_xml is not None and mujoco.mj_name2id(model_xml, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0:
@@ -130,7 +130,7 @@ def record_gif(path: Path, model: DiffSAC, env_id: str, seed: int) -> None:
         action, _ = model.predict(observation, deterministic=True)
         observation, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
-            break
+            observation, _ = env.reset()
     fps = env.metadata.get("render_fps", 30)
     env.close()
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=max(2000 // fps, 20), loop=0)
@@ -139,8 +139,8 @@ def record_gif(path: Path, model: DiffSAC, env_id: str, seed: int) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line; what cannot be trained is refused here, before any work is done."""
     parser = argparse.ArgumentParser(description="Train DiffSAC; leave model, evaluations, learning curve and GIF in --out.")
-    parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium id (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20_000, help="environment steps (default: %(default)s)")
+    parser.add_argument("--env", default="Reacher-v5", help="Gymnasium id (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8_000, help="environment steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--diffusion-steps", type=int, default=4, help="K, steps of the diffusion (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
