@@ -14,6 +14,9 @@ the first half and from there linearly down to 0 (``learning_rate``), so that th
 
 What that rate is worth: ``--variants diffsac-constant-rate`` keeps 1e-3, and ``--variants diffsac-defaults --steps 20000`` has
 nothing but the defaults (256 x 256, 3e-4); both with ``--out benchmarks/results/rates``.
+
+Which steps, schedule, read-out, ... serve best: ``--variants diffsac-choices --out benchmarks/results/choices`` changes one
+option at a time, as ``learning.py`` does.
 """
 
 import argparse
@@ -23,11 +26,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import learning
+
 from sb3_diffusion.evaluation import provenance, run_all
 
 ENVS = {"bandit": "BimodalBandit-v0", "turning": "TurningDoubleWell-v0"}
 VARIANTS = ("diffsac", "diffsac-fullchain", "diffwpo", "sac")
 OTHER_RATES = ("diffsac-constant-rate", "diffsac-defaults")
+# But for those of the temperature, which the bandit has a schedule for
+CHOICES: dict[str, dict[str, Any]] = {
+    f"diffsac-{name}": kwargs
+    for name, kwargs in learning.CHOICES["diffsac"].items()
+    if not kwargs.keys() & {"ent_coef", "target_entropy"}
+}
 FINAL_TEMPERATURE = 0.1
 # Saved for the picture; the metrics use all that were drawn.
 N_SAVED = 4000
@@ -44,9 +55,11 @@ def learning_rate(progress_remaining: float) -> float:
 
 
 def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int, out: str) -> str:
+    choice = dict(CHOICES.get(variant, {}))
+    policy_kwargs = {"diffusion_steps": diffusion_steps} | choice.pop("policy_kwargs", {})
     settings = {"task": task, "variant": variant, "seed": seed, "steps": steps}
     if variant != "sac":
-        settings["diffusion_steps"] = diffusion_steps
+        settings["diffusion_steps"] = policy_kwargs["diffusion_steps"]
     target = Path(out) / task / f"{variant}_seed{seed}.json"
     if target.exists():
         previous = json.loads(target.read_text())["settings"]
@@ -73,17 +86,16 @@ def run_one(task: str, variant: str, seed: int, steps: int, diffusion_steps: int
             return True
 
     th.set_num_threads(1)
-    kwargs: dict[str, Any] = {"policy_kwargs": {}, "seed": seed, "device": "cpu"}
+    kwargs: dict[str, Any] = {"policy_kwargs": {} if variant == "sac" else policy_kwargs, "seed": seed, "device": "cpu"}
+    kwargs |= choice
     if variant != "diffsac-defaults":
         kwargs["policy_kwargs"]["net_arch"] = [64, 64]
         kwargs["learning_rate"] = 1e-3 if variant == "diffsac-constant-rate" else learning_rate
     callback = None
-    ours: dict[str, type[DiffSAC]] = {"diffwpo": DiffWPO} | dict.fromkeys(("diffsac", *OTHER_RATES), DiffSAC)
+    ours: dict[str, type[DiffSAC]] = {"diffwpo": DiffWPO} | dict.fromkeys(("diffsac", *OTHER_RATES, *CHOICES), DiffSAC)
     if task == "bandit":
         kwargs["ent_coef"] = annealed_temperature if variant in ours else 1.0
         callback = None if variant in ours else TemperatureAnnealing()
-    if variant != "sac":
-        kwargs["policy_kwargs"]["diffusion_steps"] = diffusion_steps
     # Written down here because SB3 adds entries to policy_kwargs.
     arguments = {name: repr(value) for name, value in kwargs.items()}
     if callable(kwargs.get("learning_rate")):
@@ -174,13 +186,16 @@ def summarise(task: str, variants: list[str], seeds: list[int], out: Path) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=list(ENVS), required=True)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=(*VARIANTS, *OTHER_RATES))
+    parser.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=(*VARIANTS, *OTHER_RATES, *CHOICES, "diffsac-choices")
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--diffusion-steps", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "multimodal")
     args = parser.parse_args()
+    args.variants = [name for group in args.variants for name in (CHOICES if group == "diffsac-choices" else [group])]
     jobs = [(args.task, variant, seed) for seed in args.seeds for variant in args.variants]
     run_all(run_one, [(*job, args.steps, args.diffusion_steps, str(args.out)) for job in jobs], args.workers)
     summarise(args.task, args.variants, args.seeds, args.out)
