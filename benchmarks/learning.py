@@ -56,6 +56,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         "fixed-variance": {"policy_kwargs": {"learn_variance": False}},
         "half-entropy": {"target_entropy": "half"},  # minus half the action dimension
         "low-temperature": {"ent_coef": "auto_0.2"},
+        "bfloat16-chains": {"bfloat16_chains": True},
     },
     "diffppo": {
         "slow": {"learning_rate_factor": 1.0},

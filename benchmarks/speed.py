@@ -81,6 +81,9 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], BaseAlgorith
             builders[f"{name}, K = {steps}"] = build(steps, *recipe)
             if steps in args.compiled_steps:
                 builders[f"{name} compiled, K = {steps}"] = build(steps, *recipe, torch_compile=True)
+        if steps in args.compiled_steps:
+            rounded = build(steps, *ours["DiffSAC"], torch_compile=True, bfloat16_chains=True)
+            builders[f"DiffSAC compiled, bfloat16, K = {steps}"] = rounded
         builders[f"full chain, K = {steps}"] = build(steps, make, SAC, DiffusionSACPolicy)
     return builders
 
@@ -263,7 +266,7 @@ def main() -> None:
         facts[name]["mflop"] = counter.get_total_flops() / n_steps / 1e6
         facts[name]["megabytes"] = peak_megabytes(model)  # type: ignore[arg-type]
     for name, fact in facts.items():
-        fact.setdefault("mflop", facts[name.replace(" compiled", "")]["mflop"])
+        fact.setdefault("mflop", facts[name.replace(" compiled", "").replace(", bfloat16", "")]["mflop"])
 
     observations = {
         batch: np.random.default_rng(0).standard_normal((batch, *models["SAC"].observation_space.shape)) for batch in BATCHES

@@ -63,6 +63,13 @@ def test_torch_compile_is_true_or_false(make_model: MakeModel, value: Any) -> No
         make_model(torch_compile=value)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("value", ["yes", None, 2])
+def test_bfloat16_chains_is_true_or_false(algorithm: Any, value: Any) -> None:
+    with refused("bfloat16_chains", value):
+        algorithm("MlpPolicy", StrictBoxEnv(), bfloat16_chains=value, **SMALL)
+
+
 @pytest.mark.parametrize("betas", [[0.1, 0.2, 0.3], [0.1] * 5, []], ids=len)
 def test_as_many_betas_as_diffusion_steps_are_required(make_model: MakeModel, betas: list[float]) -> None:
     with refused("noise_schedule", betas):

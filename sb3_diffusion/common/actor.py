@@ -273,10 +273,15 @@ class DiffusionActor(Actor):
     def _chain_noise(self, features: th.Tensor) -> th.Tensor:
         return th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
 
-    def _chain_denoiser(self, features: th.Tensor) -> Denoiser:
+    def _chain_denoiser(self, features: th.Tensor, bfloat16: bool = False) -> Denoiser:
         """The heads as a function of ``x^k`` and k, for chains at these states."""
         condition = self.denoiser.condition(features)
-        return lambda latents, k: self.denoise(condition, latents, k)
+
+        def denoise_in_bfloat16(latents: th.Tensor, k: int) -> tuple[th.Tensor, th.Tensor]:
+            with th.autocast(features.device.type, dtype=th.bfloat16):
+                return self.denoise(condition, latents, k)
+
+        return denoise_in_bfloat16 if bfloat16 else lambda latents, k: self.denoise(condition, latents, k)
 
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:
@@ -363,16 +368,17 @@ class DiffusionActor(Actor):
         come = come + gaussian_log_prob((chains[:, 1:] - mean) * th.exp(-log_std), log_std)
         return th.cat([come, come[:, -1:]], dim=1)
 
-    def sample(self, features: th.Tensor, noise: th.Tensor | None = None) -> PolicySample:
+    def sample(self, features: th.Tensor, noise: th.Tensor | None = None, bfloat16: bool = False) -> PolicySample:
         """
         Sample one chain per row, with the graph through all K steps unless gradients are off.
 
         :param features: (B, features_dim)
         :param noise: (K + 1, B, d) standard normal, drawn from the global generator if not given
+        :param bfloat16: whether the products of the K steps run in bfloat16; all else, and what is returned, is float32
         :return: actions, latents, log-ratios and the path log-probability
         """
         noise = self._chain_noise(features) if noise is None else noise
-        chain = sample_chain(self._chain_denoiser(features), self.schedule(), self.prior_std, noise)
+        chain = sample_chain(self._chain_denoiser(features, bfloat16), self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
         if self.squash_output:
             actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)

@@ -176,6 +176,8 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     :param latents_per_state: κ, diffusion steps per replayed state that the actor is trained on, 1 … K
     :param torch_compile: compile the gradient step with ``torch.compile`` when training starts: the same losses in fewer
         operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training goes on
+    :param bfloat16_chains: sample the chains of a gradient step, through which no gradient passes, with bfloat16 products:
+        faster where the device has instructions for them (AVX512-BF16, AMX, GPUs), the more so the larger K; slower elsewhere
     :param objective: "reverse_kl": the loss above; "forward_kl": the actor is fitted by maximum likelihood to actions that are
         weighted with ``exp(Q / τ)``, denoising score matching (docs/method.md, "Forward KL"). Needs a temperature above 0
     :raises ValueError: for an argument out of range
@@ -221,6 +223,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         device: th.device | str = "auto",
         latents_per_state: int = 1,
         torch_compile: bool = False,
+        bfloat16_chains: bool = False,
         objective: str = "reverse_kl",
         _init_setup_model: bool = True,
     ):
@@ -257,6 +260,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         self.latents_per_state = latents_per_state
         self.objective = objective
         self.torch_compile = torch_compile
+        self.bfloat16_chains = bfloat16_chains
         if _init_setup_model:
             self._setup_model()
 
@@ -270,6 +274,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         check_number("n_steps", self.n_steps, 1, integer=True)
         check_number("target_update_interval", self.target_update_interval, 1, integer=True)
         check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("bfloat16_chains", self.bfloat16_chains, (False, True))
         if isinstance(self.ent_coef, str):
             prefix, _, initial = self.ent_coef.partition("_")
             try:
@@ -439,7 +444,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     @th.no_grad()
     def _sample_chains(self, features: th.Tensor, levels: tuple[Levels, Levels | None]) -> SampledChains:
         """One chain per state, from which the latents at these levels are kept."""
-        sample = self.actor.sample(features)
+        sample = self.actor.sample(features, bfloat16=self.bfloat16_chains)
         actor, value = levels
         value_latents = log_ratios_to_come = None
         if value is not None:
@@ -519,7 +524,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         features, critic_features = self._improvement_features(map_observations(lambda rows: rows[::N_PROPOSALS], states))
         features, critic_features = (rows.repeat_interleave(N_PROPOSALS, dim=0) for rows in (features, critic_features))
         with th.no_grad():
-            proposals = self.actor.sample(features)
+            proposals = self.actor.sample(features, bfloat16=self.bfloat16_chains)
             q_values = self._min_q_value(self.critic, critic_features, proposals.actions)
             log_weights = q_values / ent_coef - proposals.path_log_prob
             weights = log_weights.unflatten(0, (-1, N_PROPOSALS)).softmax(dim=1).flatten()

@@ -107,6 +107,7 @@ class DiffWPO(DiffSAC):
         device: th.device | str = "auto",
         latents_per_state: int = 1,
         torch_compile: bool = False,
+        bfloat16_chains: bool = False,
         fisher_rescale: bool = True,
         action_gradient: str = "identity",
         target_kl: float | None = 0.1,
@@ -143,6 +144,7 @@ class DiffWPO(DiffSAC):
             device,
             latents_per_state,
             torch_compile,
+            bfloat16_chains,
             _init_setup_model=False,
         )
         self.fisher_rescale = fisher_rescale
