@@ -77,12 +77,13 @@ for base, changes in CHOICES.items():
 # whose SAC is the published reference for HalfCheetah, start it at 0.01, with half the target entropy and 5 000 warm-up steps.
 QUICK_START: dict[str, Any] = {"learning_starts": 5_000, "ent_coef": "auto_0.01", "target_entropy": "half"}
 VARIANTS |= {f"{name}-quick-start": VARIANTS[name] | QUICK_START for name in ("sac", "diffsac")}
-# What might reach the published level of SAC on HalfCheetah at 100 000 steps sooner, for both algorithms alike
+# What might reach the published level of SAC on HalfCheetah at 100 000 steps sooner, for all algorithms alike
 PACES: dict[str, dict[str, Any]] = {
     "learning-rate-1e-3": {"learning_rate": 1e-3},
     "early-start": {"learning_rate": 1e-3, "learning_starts": 1_000},
 }
-VARIANTS |= {f"{name}-{pace}": VARIANTS[name] | kwargs for name in ("sac", "diffsac") for pace, kwargs in PACES.items()}
+OFF_POLICY_ALGORITHMS = ("sac", "diffsac", "diffwpo")
+VARIANTS |= {f"{name}-{pace}": VARIANTS[name] | kwargs for name in OFF_POLICY_ALGORITHMS for pace, kwargs in PACES.items()}
 # As many rows for the gradient of the read-out as SAC's actor has
 VARIANTS["diffsac-early-start-2-latents"] = VARIANTS["diffsac-early-start"] | {"latents_per_state": 2}
 SHORT_RUNS = {
