@@ -98,6 +98,16 @@ def cheap_without_gradients(
     return call
 
 
+def with_bfloat16_products(denoiser: Denoiser) -> Denoiser:
+    """The same heads, float32 but for the rounding of the products inside."""
+
+    def call(latents: th.Tensor, k: int) -> tuple[th.Tensor, th.Tensor]:
+        with th.autocast(latents.device.type, dtype=th.bfloat16):
+            return denoiser(latents, k)
+
+    return call
+
+
 class DiffusionActor(Actor):
     """
     A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
@@ -273,15 +283,10 @@ class DiffusionActor(Actor):
     def _chain_noise(self, features: th.Tensor) -> th.Tensor:
         return th.randn(self.diffusion_steps + 1, features.shape[0], self.action_dim, device=features.device)
 
-    def _chain_denoiser(self, features: th.Tensor, bfloat16: bool = False) -> Denoiser:
+    def _chain_denoiser(self, features: th.Tensor) -> Denoiser:
         """The heads as a function of ``x^k`` and k, for chains at these states."""
         condition = self.denoiser.condition(features)
-
-        def denoise_in_bfloat16(latents: th.Tensor, k: int) -> tuple[th.Tensor, th.Tensor]:
-            with th.autocast(features.device.type, dtype=th.bfloat16):
-                return self.denoise(condition, latents, k)
-
-        return denoise_in_bfloat16 if bfloat16 else lambda latents, k: self.denoise(condition, latents, k)
+        return lambda latents, k: self.denoise(condition, latents, k)
 
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:
@@ -378,7 +383,10 @@ class DiffusionActor(Actor):
         :return: actions, latents, log-ratios and the path log-probability
         """
         noise = self._chain_noise(features) if noise is None else noise
-        chain = sample_chain(self._chain_denoiser(features, bfloat16), self.schedule(), self.prior_std, noise)
+        denoiser = self._chain_denoiser(features)
+        if bfloat16:
+            denoiser = with_bfloat16_products(denoiser)
+        chain = sample_chain(denoiser, self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
         if self.squash_output:
             actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)
