@@ -8,7 +8,11 @@ Writes forward_and_reverse_kl.csv (bandit: total variation to the exact density 
 entropy of their shares, return; MuJoCo: return of sampled and of deterministic actions) and forward_and_reverse_kl.png to
 --out. A finished run is not repeated.
 
-What was found: not run with these settings yet.
+What was found (three seeds, ``examples/results/forward_and_reverse_kl``): on the bandit both come equally close to the exact
+density (total variation 0.043 and 0.045), at a mean reward of 0.936 (reverse) and 0.922 (forward). On MultiGoal2D the forward
+divergence keeps more goals (4, 4, 3 against 2, 2, 4) at a lower return (-162 against -155). On InvertedDoublePendulum the
+reverse divergence learns faster on average (sampled return 2149 against 1525 after 10 000 steps), which three seeds between
+880 and 3398 do not separate.
 """
 
 import argparse
