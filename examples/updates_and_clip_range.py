@@ -8,7 +8,10 @@ the more steps it has. Writes updates_and_clip_range.csv (return of the last fif
 closed-form divergence of a chain in an update and of the share of clipped ratios) and updates_and_clip_range.png to --out. A
 finished run is not repeated.
 
-What was found: not run with these settings yet.
+What was found (two seeds, ``examples/results/updates_and_clip_range``): neither needs to change with K. For K = 2, 4 and 8
+alike 20 epochs with a clip range of 0.1 or 0.2 end best (-207 to -236), and fewer epochs are too few at any clip range (10:
+-490 and below). Of the wide ranges more steps bear less: at 0.4 the return falls to -271, -302 and -430 while the divergence of
+a chain in an update grows to 0.31, 0.36 and 0.57 nats.
 """
 
 import argparse
