@@ -10,7 +10,7 @@ finished run is not repeated.
 
 What was found (two seeds, ``examples/results/updates_and_clip_range``): neither needs to change with K. For K = 2, 4 and 8
 alike 20 epochs with a clip range of 0.1 or 0.2 end best (-207 to -236), and fewer epochs are too few at any clip range (10:
--490 and below). Of the wide ranges more steps bear less: at 0.4 the return falls to -271, -302 and -430 while the divergence of
+-490 and below). More steps bear a wide range less: at 0.4 the return falls to -271, -302 and -430 while the divergence of
 a chain in an update grows to 0.31, 0.36 and 0.57 nats.
 """
 
