@@ -177,7 +177,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     :param torch_compile: compile the gradient step with ``torch.compile`` when training starts: the same losses in fewer
         operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training goes on
     :param bfloat16_chains: sample the chains of a gradient step, through which no gradient passes, with bfloat16 products:
-        faster where the device has instructions for them (AVX512-BF16, AMX, GPUs), the more so the larger K; slower elsewhere
+        faster on CPUs that have instructions for them (measured with AVX512-BF16), the more so the larger K; slower on others
     :param objective: "reverse_kl": the loss above; "forward_kl": the actor is fitted by maximum likelihood to actions that are
         weighted with ``exp(Q / τ)``, denoising score matching (docs/method.md, "Forward KL"). Needs a temperature above 0
     :raises ValueError: for an argument out of range
