@@ -62,6 +62,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         "slow": {"learning_rate_factor": 1.0},
         "fast": {"learning_rate_factor": 5.0},
         "hot": {"ent_coef": 0.01},
+        "cool": {"ent_coef": 0.0002},
         "zero-temperature": {"ent_coef": 0.0},
         "fixed-variance": {"policy_kwargs": {"learn_variance": False}},
         "steep": {"policy_kwargs": {"beta_min": 0.2, "beta_max": 0.6}},
