@@ -93,7 +93,7 @@ TASKS = {
         "MultiGoal2D-v0",
         {
             "off-policy": {
-                "steps": 5000,
+                "steps": 10_000,
                 "learning_starts": 1000,
                 "learning_rate": Schedule(3e-3, 0.0, 0.5, 1.0),
                 "ent_coef": Schedule(10.0, 5.0, 0.5, 0.9, geometric=True),
@@ -101,6 +101,7 @@ TASKS = {
             },
             "on-policy": {
                 "steps": 100_000,
+                "n_envs": 32,
                 "learning_rate": Schedule(1e-3, 0.0, 0.5, 1.0),
                 "ent_coef": Schedule(10.0, 5.0, 0.5, 0.9, geometric=True),
                 "policy_kwargs": SMALL,
