@@ -33,13 +33,22 @@ COLUMNS = (
 # batch size 256, learning rate 3e-4, one update per step): rl-zoo3's warm-up for MuJoCo. On-policy variants have rl-zoo3's
 # tuned settings of PPO for the environment (version 4), normalised observations and rewards among them.
 OFF_POLICY: dict[str, Any] = {"learning_starts": 10_000}
+FIXED_VARIANCE: dict[str, Any] = {"learn_variance": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sac": {"algo": "sac"},
     "diffsac": {"algo": "diffsac", "torch_compile": True},
     "diffwpo": {"algo": "diffwpo", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
     "ppo": {"algo": "ppo"},
-    "diffppo": {"algo": "diffppo", "learning_rate_factor": 2.0},
+    # Found with short runs (docs/experiments.md). The clip range holds for each of the K + 1 decisions. Our temperature is in
+    # units of the normalised reward, PPO's entropy coefficient in those of the advantage.
+    "diffppo": {
+        "algo": "diffppo",
+        "learning_rate_factor": 2.0,
+        "clip_range_factor": 0.7,
+        "ent_coef": 0.0002,
+        "policy_kwargs": FIXED_VARIANCE,
+    },
 }
 # One default changed at a time, for short runs, by the algorithm: --variants diffsac-choices --steps 30000 --out
 # benchmarks/results/choices; --variants diffppo-choices --steps 100000 --eval-freq 20000 with the same --out.
@@ -60,16 +69,15 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "diffppo": {
         "slow": {"learning_rate_factor": 1.0},
-        "fast": {"learning_rate_factor": 5.0},
+        "full-clip": {"clip_range_factor": 1.0},
+        "narrow-clip": {"clip_range_factor": 0.45},
         "hot": {"ent_coef": 0.01},
-        "cool": {"ent_coef": 0.0002},
         "zero-temperature": {"ent_coef": 0.0},
-        "fixed-variance": {"policy_kwargs": {"learn_variance": False}},
-        "steep": {"policy_kwargs": {"beta_min": 0.2, "beta_max": 0.6}},
-        "no-squash": {"policy_kwargs": {"squash_output": False}},
-        "8-steps": {"policy_kwargs": {"diffusion_steps": 8}},
+        "learned-variance": {"policy_kwargs": {"learn_variance": True}},
+        "2-steps": {"policy_kwargs": FIXED_VARIANCE | {"diffusion_steps": 2}},
+        "8-steps": {"policy_kwargs": FIXED_VARIANCE | {"diffusion_steps": 8}},
+        "no-squash": {"policy_kwargs": FIXED_VARIANCE | {"squash_output": False}},
         "2-latents": {"latents_per_state": 2},
-        "wide-clip": {"clip_range": 0.2},
     },
 }
 for base, changes in CHOICES.items():
@@ -110,8 +118,9 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
     tuned = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo.yml").read_text())
     settings = tuned[env_id.replace("-v5", "-v4")]
     del settings["n_timesteps"]
+    for name in ("learning_rate", "clip_range"):
+        settings[name] *= own.pop(f"{name}_factor", 1.0)
     # A Python expression, as rl-zoo3 reads it
-    settings["learning_rate"] *= own.pop("learning_rate_factor", 1.0)
     settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "dict()"), {"nn": nn})
     return {**settings, **own, "policy_kwargs": settings["policy_kwargs"] | own.get("policy_kwargs", {})}
 
