@@ -280,7 +280,7 @@ def summarise(out: Path) -> None:
             with np.load(path) as file_with_trajectories:
                 trajectories[algorithm.label] = file_with_trajectories["trajectories"].astype(np.float64)
     if trajectories:
-        plot_goals(trajectories).savefig(out / "mode_coverage.png")
+        plot_goals(trajectories, n_shown=200).savefig(out / "mode_coverage.png")
 
 
 def main() -> None:
