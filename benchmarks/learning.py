@@ -119,7 +119,8 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
     settings = tuned[env_id.replace("-v5", "-v4")]
     del settings["n_timesteps"]
     for name in ("learning_rate", "clip_range"):
-        settings[name] *= own.pop(f"{name}_factor", 1.0)
+        if f"{name}_factor" in own:
+            settings[name] *= own.pop(f"{name}_factor")
     # A Python expression, as rl-zoo3 reads it
     settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "dict()"), {"nn": nn})
     return {**settings, **own, "policy_kwargs": settings["policy_kwargs"] | own.get("policy_kwargs", {})}
