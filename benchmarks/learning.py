@@ -40,12 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "diffwpo": {"algo": "diffwpo", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
     "ppo": {"algo": "ppo"},
-    # Found with short runs (docs/experiments.md). The clip range holds for each of the K + 1 decisions. Our temperature is in
-    # units of the normalised reward, PPO's entropy coefficient in those of the advantage.
+    # Found with short runs (docs/experiments.md). The clip range holds for each of the K + 1 decisions; a factor is a number, or
+    # one by the environment (1 elsewhere). Our temperature is in units of the normalised reward, PPO's entropy coefficient in
+    # those of the advantage.
     "diffppo": {
         "algo": "diffppo",
         "learning_rate_factor": 2.0,
-        "clip_range_factor": 0.7,
+        "clip_range_factor": {"Walker2d-v5": 0.7, "Hopper-v5": 0.7},
         "ent_coef": 0.0002,
         "policy_kwargs": FIXED_VARIANCE,
     },
@@ -70,6 +71,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "diffppo": {
         "slow": {"learning_rate_factor": 1.0},
         "full-clip": {"clip_range_factor": 1.0},
+        "tight-clip": {"clip_range_factor": 0.7},
         "narrow-clip": {"clip_range_factor": 0.45},
         "hot": {"ent_coef": 0.01},
         "zero-temperature": {"ent_coef": 0.0},
@@ -120,7 +122,8 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
     del settings["n_timesteps"]
     for name in ("learning_rate", "clip_range"):
         if f"{name}_factor" in own:
-            settings[name] *= own.pop(f"{name}_factor")
+            factor = own.pop(f"{name}_factor")
+            settings[name] *= factor.get(env_id, 1.0) if isinstance(factor, dict) else factor
     # A Python expression, as rl-zoo3 reads it
     settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "dict()"), {"nn": nn})
     return {**settings, **own, "policy_kwargs": settings["policy_kwargs"] | own.get("policy_kwargs", {})}

@@ -22,13 +22,11 @@ from sb3_diffusion.diffusion import (
     NoiseSchedule,
     gaussian_log_prob,
     log_det_tanh,
-    log_ratio,
     make_betas,
     noising_log_prob,
     noising_step,
     prior_log_prob,
     read_out,
-    remaining_signal,
     reverse_mean,
     reverse_step,
     sample_chain,
@@ -41,11 +39,12 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: fixed antithetic starting points besides zero, how often each goes down the chain (from K, K/2,
-# K/4), and antithetic pairs of paths for the density of where they end.
-N_MODE_START_PAIRS = 4
-N_MODE_SWEEPS = 3
-N_MODE_PATH_PAIRS = 4
+# Deterministic prediction: antithetic pairs of chains, how many of them count as a point's neighbours, and how much further
+# from the mean than from a typical sample these may lie before the policy counts as multimodal, in one dimension twice as
+# much as in many. For a Gaussian the ratio is 0.7.
+N_MODE_PAIRS = 32
+N_MODE_NEIGHBOURS = 8
+MODE_RADIUS_RATIO = 0.75
 
 
 class PolicySample(NamedTuple):
@@ -132,7 +131,6 @@ class DiffusionActor(Actor):
 
     min_heads: th.Tensor
     max_heads: th.Tensor
-    mode_starts: th.Tensor
     mode_noise: th.Tensor
 
     def __init__(
@@ -223,12 +221,8 @@ class DiffusionActor(Actor):
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
-        generator = np.random.default_rng(0)
-        starts = generator.standard_normal((N_MODE_START_PAIRS, self.action_dim))
-        starts = np.concatenate([np.zeros((1, self.action_dim)), starts, -starts])
-        self.register_buffer("mode_starts", th.as_tensor(starts, dtype=th.float32), persistent=False)
-        noise = generator.standard_normal((N_MODE_PATH_PAIRS, diffusion_steps, self.action_dim))
-        noise = np.concatenate([noise, -noise])
+        noise = np.random.default_rng(0).standard_normal((diffusion_steps + 1, N_MODE_PAIRS, self.action_dim))
+        noise = np.concatenate([noise, -noise], axis=1)
         self.register_buffer("mode_noise", th.as_tensor(noise, dtype=th.float32), persistent=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -436,57 +430,30 @@ class DiffusionActor(Actor):
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
-        A mode of the policy, as a function of the features alone: no random number, no other row, no critic.
+        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic.
 
-        Several fixed prior points (zero among them) go down the noise-free chain; then each end point is scaled back to
-        ``x^{K/2}`` and to ``x^{K/4}`` along the noise-free noising process and denoised again, which moves it to the centre of
-        its mode. The end point ``x^0`` with the highest estimated density wins. The noise-free chain from zero alone would end
-        *between* the modes of a symmetric policy, where no noisy chain ends.
+        Chains with fixed noise give a sample of ``x^0``. Where that is unimodal, its mean is the answer: it varies as smoothly
+        with the state as the policy does. Where the mean lies between modes, its neighbours are further away than those of
+        the sample's own points; then the answer is the mean of the neighbourhood of the densest of these.
 
         :param features: (B, features_dim)
         :return: actions (B, d), in [-1, 1] if squashed
         """
-        batch_size, n_starts, steps = features.shape[0], self.mode_starts.shape[0], self.diffusion_steps
-        condition = self.denoiser.condition(features).repeat_interleave(n_starts, dim=0)
-        tables = self.schedule()
-        signal = remaining_signal(tables)
-        latents = self.prior_std * self.mode_starts.repeat(batch_size, 1)
-        for sweep in range(N_MODE_SWEEPS):
-            top = -(-steps // 2**sweep)
-            if sweep > 0:
-                latents = signal[top] * latents
-            for k in range(top, 0, -1):
-                drift, _ = self.denoise(condition, latents, k)
-                latents = reverse_mean(latents, drift, tables.at(k))
-        score = self._log_density(condition, latents)
-        best = score.reshape(batch_size, n_starts).argmax(dim=1)
-        latents = latents.reshape(batch_size, n_starts, -1)[th.arange(batch_size, device=features.device), best]
-        return self.squash(read_out(latents, *self.readout(features)))
-
-    def _log_density(self, condition: th.Tensor, ends: th.Tensor) -> th.Tensor:
-        """
-        Importance-sampling estimate of the log-density of ``x^0``: the mean of ``p(x^K) Π_k q(x^{k-1}|x^k) / π(x^k|x^{k-1})``
-        over paths of the noising process with fixed noise.
-
-        :param condition: (B, width)
-        :param ends: (B, d), ``x^0``
-        :return: (B,) in nats
-        """
-        tables = self.schedule()
-        n_paths = len(self.mode_noise)
-        noise = self.mode_noise.repeat(ends.shape[0], 1, 1)  # len() would be a constant for torch.jit.trace
-        condition, previous = condition.repeat_interleave(n_paths, dim=0), ends.repeat_interleave(n_paths, dim=0)
-        log_weights = th.zeros_like(previous[:, 0])
-        for k in range(1, self.diffusion_steps + 1):
-            step_tables = tables.at(k)
-            latents = noising_step(previous, step_tables, noise[:, k - 1])
-            drift, log_scale = self.denoise(condition, latents, k)
-            std = step_tables.noise_std * log_scale.exp()
-            residual = (previous - reverse_mean(latents, drift, step_tables)) / std
-            log_weights = log_weights + log_ratio(latents, previous, residual, log_scale, step_tables)
-            previous = latents
-        log_weights = log_weights + prior_log_prob(previous, self.prior_std)
-        return log_weights.reshape(-1, n_paths).logsumexp(dim=1) - math.log(n_paths)
+        batch_size, n_chains = features.shape[0], self.mode_noise.shape[1]
+        denoiser = self._chain_denoiser(features.repeat_interleave(n_chains, dim=0))
+        ends = sample_end(denoiser, self.schedule(), self.prior_std, self.mode_noise.repeat(1, batch_size, 1))
+        ends = ends.reshape(batch_size, n_chains, -1)
+        mean = ends.mean(dim=1, keepdim=True)
+        # Of a point of the sample, its own distance of zero comes first.
+        radii = th.cdist(ends, ends).kthvalue(N_MODE_NEIGHBOURS + 1, dim=2).values
+        mean_radius = th.cdist(mean, ends).kthvalue(N_MODE_NEIGHBOURS, dim=2).values
+        centre = ends.gather(1, radii.argmin(dim=1).reshape(-1, 1, 1).expand_as(mean))
+        for _ in range(2):
+            nearest = th.cdist(centre, ends).topk(2 * N_MODE_NEIGHBOURS, dim=2, largest=False).indices
+            centre = ends.gather(1, nearest.transpose(1, 2).expand(-1, -1, self.action_dim)).mean(dim=1, keepdim=True)
+        unimodal_radius = MODE_RADIUS_RATIO * (1 + 1 / self.action_dim) * radii.median(dim=1, keepdim=True).values
+        centre = th.where((mean_radius > unimodal_radius).unsqueeze(2), centre, mean)
+        return self.squash(read_out(centre.squeeze(1), *self.readout(features)))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
