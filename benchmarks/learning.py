@@ -40,9 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "diffwpo": {"algo": "diffwpo", "torch_compile": True},
     "diffsac-fullchain": {"algo": "diffusion-sac"},
     "ppo": {"algo": "ppo"},
-    # Found with short runs (docs/experiments.md). The clip range holds for each of the K + 1 decisions; a factor is a number, or
-    # one by the environment (1 elsewhere). Our temperature is in units of the normalised reward, PPO's entropy coefficient in
-    # those of the advantage.
+    # Found with short runs (docs/experiments.md). The clip range holds for each of the K + 1 decisions; a factor is a number,
+    # or one by the environment (1 elsewhere). Our temperature is in units of the normalised reward, PPO's entropy coefficient
+    # in those of the advantage.
     "diffppo": {
         "algo": "diffppo",
         "learning_rate_factor": 2.0,

@@ -46,7 +46,6 @@ def mixture_actor(weights: list[float], centres: list[list[float]], std: float, 
         return (mean - retain * latents) / noise_std, (posterior_std / noise_std).log()
 
     actor.denoise = denoise  # type: ignore[method-assign]
-    actor._chain_denoiser = lambda features: lambda latents, k: denoise(features, latents, k)  # type: ignore[method-assign]
     return actor
 
 
@@ -74,12 +73,41 @@ def test_modes_that_differ_in_one_of_six_dimensions_are_told_apart() -> None:
     th.testing.assert_close(mode[1:], th.tensor(centre), atol=0.15, rtol=0)
 
 
-def test_the_mode_of_an_untrained_diffusion_is_sacs_deterministic_action() -> None:
-    model = DiffSAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu")
-    th.nn.init.normal_(model.actor.mu.weight, std=0.1)
+def test_of_four_modes_around_their_mean_one_is_picked() -> None:
+    centres = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    actor = mixture_actor([0.25] * 4, centres, 0.15, 8)
+    mode = th.atanh(actor.mode(th.zeros(1, 1)))
+    assert th.cdist(mode, th.tensor(centres)).min().item() < 0.2
+
+
+@pytest.mark.parametrize("action_dim", [1, 2, 3, 6, 17, 64])
+@pytest.mark.parametrize("diffusion_steps", [1, 2, 3, 4, 8, 16, 32])
+def test_the_mode_of_an_untrained_diffusion_is_sacs_deterministic_action(action_dim, diffusion_steps) -> None:
+    space = spaces.Box(-1, 1, (action_dim,))
+    observations = spaces.Box(-1, 1, (3,))
+    actor = DiffusionActor(observations, space, [8], FlattenExtractor(observations), 3, diffusion_steps=diffusion_steps)
+    th.nn.init.normal_(actor.mu.weight)
     features = th.randn(32, 3)
-    location, _ = model.actor.readout(features)
-    th.testing.assert_close(model.actor.mode(features), th.tanh(location), atol=1e-5, rtol=0)
+    location, _ = actor.readout(features)
+    th.testing.assert_close(actor.mode(features), th.tanh(location), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("action_dim", [1, 6])
+def test_the_mode_of_a_unimodal_policy_is_its_mean_whether_or_not_it_reverses_the_noising_process(action_dim) -> None:
+    space = spaces.Box(-1, 1, (action_dim,))
+    observations = spaces.Box(-1, 1, (3,))
+    actor = DiffusionActor(observations, space, [8], FlattenExtractor(observations), 3)
+    direction = th.linspace(-1, 1, 3 * action_dim).reshape(3, action_dim)
+
+    def denoise(condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+        drift = 0.5 + direction.sum(dim=0) - 2 * th.tanh(latents)  # whatever the noising process would do
+        return drift, th.full_like(drift, -1.0)
+
+    actor.denoise = denoise  # type: ignore[method-assign]
+    features = th.zeros(1, 3)
+    mean = actor.sample(features.expand(20_000, -1)).latents[0].mean(dim=0)
+    std = actor.sample(features.expand(20_000, -1)).latents[0].std(dim=0)
+    assert (((th.atanh(actor.mode(features)) - mean) / std).abs() < 0.1).all()
 
 
 def cooling(progress_remaining: float) -> float:

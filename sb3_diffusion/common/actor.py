@@ -39,12 +39,12 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: antithetic pairs of chains, how many of them count as a point's neighbours, and how much further
-# from the mean than from a typical sample these may lie before the policy counts as multimodal, in one dimension twice as
-# much as in many. For a Gaussian the ratio is 0.7.
+# Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours. The policy counts
+# as multimodal if these are further from the mean than from a typical sample, by a factor that falls from 2 in one action
+# dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension.
 N_MODE_PAIRS = 32
 N_MODE_NEIGHBOURS = 8
-MODE_RADIUS_RATIO = 0.75
+MODE_RADIUS_RATIO, MODE_RADIUS_MARGIN = 0.75, 1.25
 
 
 class PolicySample(NamedTuple):
@@ -440,8 +440,9 @@ class DiffusionActor(Actor):
         :return: actions (B, d), in [-1, 1] if squashed
         """
         batch_size, n_chains = features.shape[0], self.mode_noise.shape[1]
-        denoiser = self._chain_denoiser(features.repeat_interleave(n_chains, dim=0))
-        ends = sample_end(denoiser, self.schedule(), self.prior_std, self.mode_noise.repeat(1, batch_size, 1))
+        condition = self.denoiser.condition(features).repeat_interleave(n_chains, dim=0)
+        noise = self.mode_noise.repeat(1, batch_size, 1)
+        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule(), self.prior_std, noise)
         ends = ends.reshape(batch_size, n_chains, -1)
         mean = ends.mean(dim=1, keepdim=True)
         # Of a point of the sample, its own distance of zero comes first.
@@ -451,8 +452,9 @@ class DiffusionActor(Actor):
         for _ in range(2):
             nearest = th.cdist(centre, ends).topk(2 * N_MODE_NEIGHBOURS, dim=2, largest=False).indices
             centre = ends.gather(1, nearest.transpose(1, 2).expand(-1, -1, self.action_dim)).mean(dim=1, keepdim=True)
-        unimodal_radius = MODE_RADIUS_RATIO * (1 + 1 / self.action_dim) * radii.median(dim=1, keepdim=True).values
-        centre = th.where((mean_radius > unimodal_radius).unsqueeze(2), centre, mean)
+        ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / self.action_dim
+        multimodal = mean_radius > ratio * radii.median(dim=1, keepdim=True).values
+        centre = th.where(multimodal.unsqueeze(2), centre, mean)
         return self.squash(read_out(centre.squeeze(1), *self.readout(features)))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
