@@ -41,10 +41,12 @@ MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
 # Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours. The policy counts
 # as multimodal if these are further from the mean than from a typical sample, by a factor that falls from 2 in one action
-# dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension.
+# dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension. A mode reaches some times as far from
+# its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all distances are alike.
 N_MODE_PAIRS = 32
 N_MODE_NEIGHBOURS = 8
 MODE_RADIUS_RATIO, MODE_RADIUS_MARGIN = 0.75, 1.25
+MODE_REACH_RATIO, MODE_REACH_MARGIN = 1.0, 5.0
 
 
 class PolicySample(NamedTuple):
@@ -434,7 +436,7 @@ class DiffusionActor(Actor):
 
         Chains with fixed noise give a sample of ``x^0``. Where that is unimodal, its mean is the answer: it varies as smoothly
         with the state as the policy does. Where the mean lies between modes, its neighbours are further away than those of
-        the sample's own points; then the answer is the mean of the neighbourhood of the densest of these.
+        the sample's own points; then the answer is the mean of the mode around the densest of these.
 
         :param features: (B, features_dim)
         :return: actions (B, d), in [-1, 1] if squashed
@@ -449,9 +451,12 @@ class DiffusionActor(Actor):
         radii = th.cdist(ends, ends).kthvalue(N_MODE_NEIGHBOURS + 1, dim=2).values
         mean_radius = th.cdist(mean, ends).kthvalue(N_MODE_NEIGHBOURS, dim=2).values
         centre = ends.gather(1, radii.argmin(dim=1).reshape(-1, 1, 1).expand_as(mean))
-        for _ in range(2):
-            nearest = th.cdist(centre, ends).topk(2 * N_MODE_NEIGHBOURS, dim=2, largest=False).indices
-            centre = ends.gather(1, nearest.transpose(1, 2).expand(-1, -1, self.action_dim)).mean(dim=1, keepdim=True)
+        reach = MODE_REACH_RATIO + MODE_REACH_MARGIN / self.action_dim
+        for _ in range(3):
+            distances = th.cdist(centre, ends)
+            radius = distances.kthvalue(N_MODE_NEIGHBOURS, dim=2, keepdim=True).values
+            within = (distances <= reach * radius).to(ends.dtype)
+            centre = within @ ends / within.sum(dim=2, keepdim=True)
         ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / self.action_dim
         multimodal = mean_radius > ratio * radii.median(dim=1, keepdim=True).values
         centre = th.where(multimodal.unsqueeze(2), centre, mean)
