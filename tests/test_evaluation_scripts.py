@@ -158,3 +158,25 @@ def test_the_peak_memory_of_a_gradient_step_does_not_grow_with_the_number_of_dif
     memory = importlib.import_module("memory")
     few, many = (memory.peak_megabytes(memory.build(algorithm, diffusion_steps)) for diffusion_steps in (4, 64))
     assert many <= 1.1 * few
+
+
+CAMPAIGN = """
+import sys, time
+from sb3_diffusion.evaluation import run_all
+
+def run(seconds):
+    print("running", flush=True)
+    time.sleep(seconds)
+    return "done"
+
+if __name__ == "__main__":
+    run_all(run, [(float(sys.argv[1]),)], 1)
+"""
+
+
+def test_a_killed_campaign_leaves_no_run_behind(tmp_path: Path) -> None:
+    (tmp_path / "campaign.py").write_text(CAMPAIGN)
+    process = subprocess.Popen([sys.executable, tmp_path / "campaign.py", "120"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "running\n"
+    process.kill()
+    process.communicate(timeout=60)  # until everyone who could still write to it is gone

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -12,9 +13,22 @@ from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.evaluation.provenance import provenance
 
 
+def end_with_parent() -> None:
+    """Let this process end when its parent does, however that ends: a run that goes on would write beside its successor."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def run_all(function: Callable[..., str], jobs: Iterable[tuple[Any, ...]], workers: int) -> None:
     """
     Call ``function(*job)`` for every job, each in a fresh process with one CPU thread, and print what it returns as it comes.
+    The processes end with this one, also if it is killed.
 
     :param function: of a module's top level
     :param jobs: arguments of the calls
@@ -23,7 +37,7 @@ def run_all(function: Callable[..., str], jobs: Iterable[tuple[Any, ...]], worke
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent, max_tasks_per_child=1) as pool:
         for future in as_completed([pool.submit(function, *job) for job in jobs]):
             print(future.result(), flush=True)
 
