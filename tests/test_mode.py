@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 import sb3_diffusion.envs  # noqa: F401  (registers the environments)
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy
 from sb3_diffusion.common import DiffusionActor
+from sb3_diffusion.common.actor import cut_share
 from sb3_diffusion.diffusion import remaining_signal
 from sb3_diffusion.evaluation import sample_actions, total_variation
 
@@ -78,6 +79,26 @@ def test_of_four_modes_around_their_mean_one_is_picked() -> None:
     actor = mixture_actor([0.25] * 4, centres, 0.15, 8)
     mode = th.atanh(actor.mode(th.zeros(1, 1)))
     assert th.cdist(mode, th.tensor(centres)).min().item() < 0.2
+
+
+@pytest.mark.parametrize("diffusion_steps", [8, 16])
+@pytest.mark.parametrize(("action_dim", "weight"), [(2, 0.5), (6, 0.5), (6, 0.8), (17, 0.5), (17, 0.8), (64, 0.5)])
+def test_modes_ten_standard_deviations_apart_are_told_apart_in_any_dimension(diffusion_steps, action_dim, weight) -> None:
+    rest = [0.0] * (action_dim - 1)
+    actor = mixture_actor([weight, 1 - weight], [[-0.5, *rest], [0.5, *rest]], 0.1, diffusion_steps)
+    mode = th.atanh(actor.mode(th.zeros(1, 1))).flatten()
+    assert mode[0].abs().item() == pytest.approx(0.5, abs=0.07)
+    assert weight == 0.5 or mode[0] < 0
+    assert mode[1:].abs().max() < 0.12
+
+
+def test_the_share_left_by_a_cut_is_the_smallest_of_all_cuts() -> None:
+    values = th.randn(5, 20, dtype=th.float64)
+    values[:, :6] += th.linspace(0, 10, 5, dtype=th.float64).unsqueeze(1)
+    for row, share in zip(values, cut_share(values), strict=True):
+        parts = [(row.sort().values[:n], row.sort().values[n:]) for n in range(4, 17)]
+        left = [sum(((part - part.mean()) ** 2).sum() for part in pair) / ((row - row.mean()) ** 2).sum() for pair in parts]
+        assert share == pytest.approx(min(left))
 
 
 @pytest.mark.parametrize("action_dim", [1, 2, 3, 6, 17, 64])

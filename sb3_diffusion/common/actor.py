@@ -39,13 +39,17 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours. The policy counts
-# as multimodal if these are further from the mean than from a typical sample, by a factor that falls from 2 in one action
-# dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension. A mode reaches some times as far from
-# its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all distances are alike.
+# Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours.
 N_MODE_PAIRS = 32
 N_MODE_NEIGHBOURS = 8
+# The policy counts as multimodal if the mean's neighbours are further away than those of a typical sample, by a factor that
+# falls from 2 in one action dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension.
 MODE_RADIUS_RATIO, MODE_RADIUS_MARGIN = 0.75, 1.25
+# Or if a cut between two groups of some size leaves little of the variance; of a Gaussian's it leaves 0.36, rarely below 0.2.
+MODE_CUT_SHARE = 0.16
+MODE_CUT_SMALLEST = 4
+# A mode reaches some times as far from its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all
+# distances are alike.
 MODE_REACH_RATIO, MODE_REACH_MARGIN = 1.0, 5.0
 
 
@@ -107,6 +111,20 @@ def with_bfloat16_products(denoiser: Denoiser) -> Denoiser:
             return denoiser(latents, k)
 
     return call
+
+
+def cut_share(values: th.Tensor) -> th.Tensor:
+    """
+    The smallest share of the variance that is left by a cut of the values into a lower and an upper group.
+
+    :param values: (B, n)
+    :return: (B,)
+    """
+    values = (values - values.mean(dim=1, keepdim=True)).sort(dim=1).values
+    n = values.shape[1]
+    counts = th.arange(1, n, device=values.device)
+    between = values.cumsum(dim=1)[:, :-1].square() * n / (counts * (n - counts))
+    return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
 
 
 class DiffusionActor(Actor):
@@ -435,8 +453,9 @@ class DiffusionActor(Actor):
         The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic.
 
         Chains with fixed noise give a sample of ``x^0``. Where that is unimodal, its mean is the answer: it varies as smoothly
-        with the state as the policy does. Where the mean lies between modes, its neighbours are further away than those of
-        the sample's own points; then the answer is the mean of the mode around the densest of these.
+        with the state as the policy does. Where the mean lies between modes, the answer is the mean of the mode around the
+        densest of the sample's points. Two signs tell: the mean's neighbours are further away than those of these points
+        (plain in few dimensions), or the sample falls into two groups along the line from the mean to that mode.
 
         :param features: (B, features_dim)
         :return: actions (B, d), in [-1, 1] if squashed
@@ -458,8 +477,9 @@ class DiffusionActor(Actor):
             within = (distances <= reach * radius).to(ends.dtype)
             centre = within @ ends / within.sum(dim=2, keepdim=True)
         ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / self.action_dim
-        multimodal = mean_radius > ratio * radii.median(dim=1, keepdim=True).values
-        centre = th.where(multimodal.unsqueeze(2), centre, mean)
+        multimodal = mean_radius.squeeze(1) > ratio * radii.median(dim=1).values
+        multimodal |= cut_share(((ends - mean) @ (centre - mean).mT).squeeze(2)) < MODE_CUT_SHARE
+        centre = th.where(multimodal.reshape(-1, 1, 1), centre, mean)
         return self.squash(read_out(centre.squeeze(1), *self.readout(features)))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
