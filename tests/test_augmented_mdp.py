@@ -40,6 +40,21 @@ class Recorder(gym.Wrapper):
         return self.steps[-1]
 
 
+def test_what_is_no_action_is_refused_at_every_step_and_no_step_follows_the_end_of_an_episode() -> None:
+    env = AugmentedMDP(gym.make("Pendulum-v1", max_episode_steps=1), diffusion_steps=2)
+    env.reset(seed=0)
+    for _ in range(2):
+        for action in (np.zeros(3), np.array([np.nan]), np.array([np.inf]), None, 0.5):
+            with pytest.raises(ValueError, match=r"(?s)action=.*finite and have the shape \(1,\)"):
+                env.step(action)  # type: ignore[arg-type]
+        observation, _, _, truncated, _ = env.step(np.zeros(1))
+    assert truncated and observation["diffusion_step"] == 1
+    with pytest.raises(gym.error.ResetNeeded, match="after the end of an episode"):
+        env.step(np.zeros(1))
+    env.reset()
+    env.step(np.zeros(1))
+
+
 def run_episode(env: gym.Env, seed: int = 0) -> list[tuple]:
     """The steps of an episode with random latents, after the tuple (observation, info) of its reset."""
     rng = np.random.default_rng(seed)
@@ -289,6 +304,7 @@ def test_its_spec_makes_the_same_environment_again() -> None:
         ({"prior_std": 0.0}, "prior_std=0.0 must be"),
         ({"gamma": 1.5}, "gamma=1.5 must be .* <= 1"),
         ({"gamma": float("nan")}, "gamma=nan must be"),
+        *(({"squash": value}, f"squash={value!r} is unknown") for value in ("no", None, 2)),
         ({"prior_std": 0.1, "squash": False}, r"prior_std=0.1 leaves part of the action space Box\(-2.0, 2.0"),
     ],
 )

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionSACPolicy
 
 MakeModel = Callable[..., Any]
 NAN, INF = float("nan"), float("inf")
@@ -207,6 +207,29 @@ def test_a_schedule_of_the_temperature_must_give_numbers_from_zero_on(make_model
 def test_a_policy_without_a_diffusion_actor_is_refused() -> None:
     with pytest.raises(ValueError, match=r"policy=.*SACPolicy.*allowed: subclasses of DiffusionSACPolicy"):
         DiffSAC(SACPolicy, StrictBoxEnv(), **SMALL)
+    with pytest.raises(ValueError, match=r"policy=.*DiffusionActorCriticPolicy.*allowed: subclasses of DiffusionSACPolicy"):
+        DiffSAC(DiffusionActorCriticPolicy, StrictBoxEnv(), **SMALL)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, DiffPPO])
+@pytest.mark.parametrize("ent_coef", [0.1, lambda progress: 0.1])
+def test_a_learned_temperature_has_no_place_where_it_is_given(algorithm: Any, ent_coef: Any, tmp_path: Path) -> None:
+    algorithm("MlpPolicy", StrictBoxEnv(), ent_coef="auto", device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(RuntimeError, match=r"ent_coef=.*learned temperature; allowed: 'auto'"):
+        algorithm.load(tmp_path / "model.zip", ent_coef=ent_coef, device="cpu")
+    model = algorithm("MlpPolicy", StrictBoxEnv(), ent_coef=ent_coef, device="cpu")
+    with pytest.raises(RuntimeError, match=r"ent_coef=.*learned temperature; allowed: 'auto'"):
+        model.set_parameters(tmp_path / "model.zip")
+
+
+def test_algorithms_may_share_policy_kwargs() -> None:
+    shared = dict(net_arch=[8])
+    for algorithm in (*ALGORITHMS, DiffPPO):
+        algorithm("MlpPolicy", StrictBoxEnv(), policy_kwargs=shared, device="cpu")
+        assert shared == dict(net_arch=[8])
+    SAC("MlpPolicy", StrictBoxEnv(), policy_kwargs=shared, device="cpu")
+    assert "use_sde" in shared  # SB3 leaves it behind
+    DiffPPO("MlpPolicy", StrictBoxEnv(), policy_kwargs=shared, device="cpu")
 
 
 def test_beta_min_must_not_exceed_beta_max(make_model: MakeModel) -> None:

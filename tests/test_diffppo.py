@@ -17,13 +17,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
 from sb3_diffusion.diffppo import buffers
-from sb3_diffusion.diffppo.buffers import ChainRolloutSamples
-from sb3_diffusion.diffppo.diffppo import Coefficients
+from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRolloutSamples, DictChainRolloutBuffer
+from sb3_diffusion.diffppo.diffppo import Coefficients, MinibatchLosses
 from sb3_diffusion.envs import AugmentedMDP
 
 
@@ -569,16 +569,147 @@ def test_dict_and_image_observations_train() -> None:
     assert model.predict(model.observation_space.sample())[0].shape == model.action_space.shape
 
 
-def test_a_small_target_kl_stops_an_update_early() -> None:
-    full = make(n_epochs=5, learning_rate=0.01).learn(16)
-    early = make(n_epochs=5, learning_rate=0.01, target_kl=1e-6).learn(16)
-    assert early._n_updates < full._n_updates == 5
+def test_divergence_and_clipped_ratios_are_those_of_each_decision() -> None:
+    model = collect(make(batch_size=16))
+    scatter_weights(model.policy, 0.05, seed=5)
+    data = next(model.rollout_buffer.get(16))
+    losses = model._losses(data, Coefficients(th.tensor(0.1)))
+    kernels = model.policy.evaluate_chains(data.observations, data.chains)[1]
+    old, new = Normal(data.old_means, data.old_log_stds.exp()), Normal(kernels.mean, kernels.log_std.exp())
+    th.testing.assert_close(losses.kl, kl_divergence(old, new).sum(dim=2).mean(dim=0), rtol=1e-4, atol=1e-5)
+    ratios = th.exp(new.log_prob(data.chains[:, [0, 1, 2, 3, 4]]) - old.log_prob(data.chains)).prod(dim=2)
+    clipped = ((ratios < 0.9) | (ratios > 1.1)).float().mean(dim=0)
+    th.testing.assert_close(losses.clip_fraction, clipped)
+    assert len(set(clipped.tolist())) > 1 and 0 < clipped.mean() < 1
 
 
-def test_a_clipped_value_function_and_schedules_train() -> None:
-    model = make(clip_range=lambda p: 0.2 * p, clip_range_vf=0.1, learning_rate=lambda p: 1e-3 * p, normalize_advantage=False)
-    assert th.isfinite(weights(model.learn(48))).all()
-    assert model.policy.optimizer.param_groups[0]["lr"] < 1e-3
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+def test_an_update_stops_where_the_divergence_of_the_whole_chain_exceeds_the_target(factor: float) -> None:
+    model = collect(make(batch_size=16, n_epochs=3))
+    scatter_weights(model.policy, 0.05, seed=5)
+    data = next(model.rollout_buffer.get(16))
+    model.target_kl = factor * model._losses(data, Coefficients(th.tensor(0.2))).kl.sum().item() / 1.5
+    before = weights(model)
+    model.train()
+    assert th.equal(weights(model), before) == (factor < 1)
+
+
+class RecordedUpdates:
+    """What the losses of each minibatch got and gave, and with which rates and gradients each optimizer step was made."""
+
+    def __init__(self, model: DiffPPO) -> None:
+        self.coefficients: list[Coefficients] = []
+        self.losses: list[MinibatchLosses] = []
+        self.learning_rates: list[list[float]] = []
+        self.gradient_norms: list[float] = []
+        minibatch_step, step = model._minibatch_step, model.policy.optimizer.step
+
+        def recorded(model: DiffPPO, data: ChainRolloutSamples, coefficients: Coefficients, parameters: Any) -> Any:
+            losses, gradients = minibatch_step(model, data, coefficients, parameters)
+            self.coefficients.append(coefficients)
+            self.losses.append(losses)
+            return losses, gradients
+
+        def recorded_step() -> None:
+            optimizers = [model.policy.optimizer, model.ent_coef_optimizer or model.policy.optimizer]
+            self.learning_rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+            gradients = [parameter.grad for parameter in model.policy.parameters() if parameter.grad is not None]
+            self.gradient_norms.append(float(th.stack([gradient.norm() for gradient in gradients]).norm()))
+            step()
+
+        model._minibatch_step = recorded
+        model.policy.optimizer.step = recorded_step  # type: ignore[assignment]
+
+
+def test_clip_ranges_and_learning_rates_follow_their_schedules() -> None:
+    model = make(
+        clip_range=lambda progress: 0.3 * progress,
+        clip_range_vf=lambda progress: 0.6 * progress,
+        learning_rate=lambda progress: 3e-3 * progress,
+        ent_coef="auto",
+    )
+    updates = RecordedUpdates(model)
+    model.learn(48)
+    for name, factor in (("clip_range", 0.3), ("clip_range_vf", 0.6)):
+        expected = [factor * left for left in (2 / 3, 1 / 3, 0) for _ in range(4)]
+        assert [getattr(given, name).item() for given in updates.coefficients] == pytest.approx(expected, abs=1e-6)
+        assert model.logger.name_to_value[f"train/{name}"] == pytest.approx(0, abs=1e-9)
+    expected = [3e-3 * left for left in (2 / 3, 1 / 3, 0) for _ in range(4)]
+    for rates in zip(*updates.learning_rates, strict=True):  # the policy's, and the temperature's
+        assert list(rates) == pytest.approx(expected, abs=1e-9)
+    fixed = make(clip_range=0.15)
+    updates = RecordedUpdates(fixed)
+    fixed.learn(32)
+    assert {round(given.clip_range.item(), 6) for given in updates.coefficients} == {0.15}
+    assert fixed.logger.name_to_value["train/clip_range"] == 0.15
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    norms = {}
+    for largest in (1e-3, math.inf):
+        model = make(max_grad_norm=largest)
+        updates = RecordedUpdates(model)
+        model.learn(16)
+        norms[largest] = updates.gradient_norms
+    assert norms[1e-3] == pytest.approx([1e-3] * 4, rel=1e-2) and min(norms[math.inf]) > 1e-2
+
+
+def test_the_logged_numbers_are_means_over_the_update() -> None:
+    model = make(n_epochs=3, learning_rate=3e-3, ent_coef=0.1)
+    updates = RecordedUpdates(model)
+    model.learn(16)
+    logged = {name.removeprefix("train/"): value for name, value in model.logger.name_to_value.items()}
+    assert len(updates.losses) == 6
+    for name in ("loss", "policy_gradient_loss", "value_loss"):
+        mean = np.mean([getattr(losses, name).item() for losses in updates.losses])
+        assert logged[name] == pytest.approx(mean, rel=1e-4, abs=1e-6)
+    kl = th.stack([losses.kl for losses in updates.losses[4:]]).mean(dim=0).tolist()  # of the last epoch, as in PPO
+    clip_fraction = th.stack([losses.clip_fraction for losses in updates.losses]).mean(dim=0).tolist()
+    for i, name in enumerate((1, 2, 3, 4, "prior")):
+        assert logged[f"approx_kl_{name}"] == pytest.approx(kl[i], rel=1e-4)
+        assert logged[f"clip_fraction_{name}"] == pytest.approx(clip_fraction[i], rel=1e-4)
+    assert logged["approx_kl"] == pytest.approx(sum(kl), rel=1e-4) and len(set(kl)) == 5
+    assert logged["clip_fraction"] == pytest.approx(np.mean(clip_fraction), rel=1e-4)
+    buffer = model.rollout_buffer
+    assert logged["path_entropy"] == pytest.approx(-buffer.path_log_probs[:, -1].mean(), rel=1e-4)
+    unexplained = np.var(buffer.returns - buffer.values) / np.var(buffer.returns)
+    assert logged["explained_variance"] == pytest.approx(1 - unexplained, rel=1e-3, abs=1e-4)
+    assert logged["n_updates"] == 3 and logged["ent_coef"] == 0.1
+
+
+@pytest.mark.parametrize("beyond", [2.5, -20.5])
+def test_the_scale_of_the_readout_never_leaves_the_range_in_which_it_has_a_gradient(beyond: float) -> None:
+    model = make()
+    scale = model.policy.actor.log_std
+    assert isinstance(scale, th.nn.Parameter)
+    model.learn(16)
+    with th.no_grad():
+        scale.fill_(beyond)
+    model.train()
+    assert scale.min() >= -20 and scale.max() <= 2
+    log_std = model.policy.actor.readout(th.zeros(1, 3))[1]
+    assert th.autograd.grad(log_std.sum(), scale)[0].tolist() == [1.0, 1.0]
+
+
+def test_the_policy_can_be_traced_for_deployment() -> None:
+    """SB3's documented export of PPO: actions, values and, in the place of log-probabilities, chains."""
+    policy = collect(make()).policy
+
+    class Exported(th.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy = policy
+
+        def forward(self, obs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+            return self.policy(obs, deterministic=True)
+
+    observations = th.randn(6, 3)
+    actions, values, chains = th.jit.trace(Exported().eval(), observations[:1], check_trace=False)(observations)
+    np.testing.assert_allclose(
+        policy.unscale_action(actions.detach().numpy()), policy.predict(observations.numpy(), deterministic=True)[0], atol=1e-4
+    )
+    th.testing.assert_close(values, policy.predict_values(observations))
+    assert chains.shape == (6, 5, 2) and chains.isnan().all()
 
 
 def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
@@ -709,10 +840,11 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
     observations = th.zeros(4, 3)
     with pytest.raises(NotImplementedError, match="evaluate_actions"):
         policy.get_distribution(observations)
-    with pytest.raises(ValueError, match=r"\(4, 2\).*chains of shape \(B, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"\(4, 2\).*chains of shape \(4, 5, 2\)"):
         policy.evaluate_actions(observations, th.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"predict\(observation, deterministic=True\)"):
-        policy(observations, deterministic=True)
+    with pytest.raises(ValueError, match=r"for 4 observations .* chains of shape \(4, 5, 2\)"):
+        policy.evaluate_actions(observations, th.zeros(3, 5, 2))
+    assert policy(observations, deterministic=True)[2].isnan().all()  # a mode has no chain
     values, log_prob, entropy = policy.evaluate_actions(observations, policy(observations)[2])
     assert values.shape == log_prob.shape == (4, 5) and entropy is None
 
@@ -726,8 +858,10 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
         ("clip_range", float("nan")), ("gamma", 1.5), ("gae_lambda", -0.1), ("clip_range", 0.0), ("target_kl", 0.0),
         ("vf_coef", -1.0), ("max_grad_norm", 0.0), ("learning_rate", -1.0), ("use_sde", True),
         ("rollout_buffer_class", RolloutBuffer), ("torch_compile", None), ("torch_compile", 2),
-        ("seed", -1), ("stats_window_size", 0),
-        ("seed", -1), ("stats_window_size", 0),
+        ("seed", -1), ("stats_window_size", 0), ("n_steps", "16"), ("n_steps", None), ("normalize_advantage", "no"),
+        ("clip_range", lambda _: math.nan), ("clip_range", lambda progress: progress - 0.5), ("clip_range", lambda _: "x"),
+        ("clip_range_vf", lambda _: math.nan), ("clip_range_vf", True), ("clip_range_vf", math.inf), ("clip_range_vf", "x"),
+        ("rollout_buffer_class", "x"), ("rollout_buffer_class", DictChainRolloutBuffer), ("rollout_buffer_kwargs", 3),
     ],
 )  # fmt: skip
 def test_an_argument_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
@@ -747,9 +881,14 @@ def test_spaces_and_policies_without_a_diffusion_are_refused() -> None:
         from stable_baselines3.common.policies import ActorCriticPolicy
 
         make(policy=ActorCriticPolicy)
-    for name, value in (("diffusion_steps", 0), ("prior_std", -1.0), ("noise_schedule", "square"), ("use_sde", True)):
+    policy_kwargs = [("diffusion_steps", 0), ("prior_std", -1.0), ("noise_schedule", "square"), ("use_sde", True)]
+    policy_kwargs += [("log_std_init", 2.5), ("log_std_init", -25), ("ortho_init", "no")]
+    policy_kwargs += [("net_arch", {"p": [8]}), ("net_arch", {"pi": [8], "qf": [8]})]
+    for name, value in policy_kwargs:
         with pytest.raises(ValueError, match=name):
             make(policy_kwargs={name: value})
+    with pytest.raises(ValueError, match=r"rollout_buffer_class=.*DictChainRolloutBuffer"):
+        make(AsDict(StrictBoxEnv()), "MultiInputPolicy", rollout_buffer_class=ChainRolloutBuffer)
     with pytest.raises(ValueError, match=r"log_std_init=-1.*state_dependent_readout"):
         make(policy_kwargs=dict(log_std_init=-1, state_dependent_readout=False))
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import optuna
 import pytest
 import rl_zoo3
 import torch as th
 import yaml
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_diffusion import DiffSAC
 from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file, register, with_hyperparameter_file
 
 # What rl-zoo3 takes from an entry for itself; all other keys go to the algorithm's constructor.
@@ -94,6 +97,32 @@ def test_train_and_enjoy_run_our_algorithms_and_those_of_stable_baselines3(algo:
     assert "('learning_rate', 0.001)" in printed
     assert (tmp_path / "logs" / algo / "Pendulum-v1_1" / "Pendulum-v1.zip").is_file()
     assert "Mean reward" in zoo("enjoy", *common, "-n", "250", "--no-render", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_what_optuna_samples_constructs_the_algorithm_and_is_found_again_from_the_trial(algo: str) -> None:
+    register()
+    trial = optuna.create_study().ask()
+    additional_args = {"using_her_replay_buffer": False, "her_kwargs": {}}
+    arguments = HYPERPARAMS_SAMPLER[algo](trial, 1, 1, additional_args)
+    assert trial.params["diffusion_steps"] in (2, 4, 8)
+    assert HYPERPARAMS_CONVERTER[algo](trial.params) == arguments
+    memory = {"buffer_size": 1} if issubclass(ALGORITHMS[algo], OffPolicyAlgorithm) else {}
+    model: Any = ALGORITHMS[algo]("MlpPolicy", "Pendulum-v1", device="cpu", **memory, **arguments)
+    assert model.policy.actor.diffusion_steps == trial.params["diffusion_steps"]
+    assert model.learning_rate == trial.params["learning_rate"]
+
+
+def test_train_optimizes_our_algorithms(tmp_path: Path) -> None:
+    common = ("--algo", "diffsac", "--env", "Pendulum-v1", "-f", "logs", "--device", "cpu", "--num-threads", "1", "-n", "20")
+    study = ("--storage", f"sqlite:///{tmp_path}/study.db", "--study-name", "study")
+    options = ("--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots")
+    zoo("train", *common, *study, "-optimize", *options, cwd=tmp_path)
+    (trial,) = optuna.load_study(study_name="study", storage=study[1]).trials
+    assert trial.state.name == "COMPLETE"
+    zoo("train", *common, *study, "--trial-id", "0", "--eval-freq", "-1", cwd=tmp_path)
+    (path,) = tmp_path.glob("logs/**/Pendulum-v1.zip")
+    assert DiffSAC.load(path, device="cpu").actor.diffusion_steps == trial.params["diffusion_steps"]
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def cheap_without_gradients(
 
     @wraps(method)
     def call(self: "DiffusionActor", features: th.Tensor) -> th.Tensor:
-        if th.is_grad_enabled():
+        if th.is_grad_enabled() or th.jit.is_tracing():
             return method(self, features)
         with th.inference_mode():
             result = method(self, features)
@@ -301,6 +301,12 @@ class DiffusionActor(Actor):
         """The heads as a function of ``x^k`` and k, for chains at these states."""
         condition = self.denoiser.condition(features)
         return lambda latents, k: self.denoise(condition, latents, k)
+
+    @th.no_grad()
+    def keep_scale_in_range(self) -> None:
+        """For a read-out whose scale is a parameter: beyond the bounds it would have no gradient, and stay there."""
+        if isinstance(getattr(self, "log_std", None), nn.Parameter):
+            self.log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:

@@ -5,9 +5,13 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import TensorDict
 
 
 @contextmanager
@@ -34,7 +38,29 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
 
 
 class SafeSaveMixin(BaseAlgorithm):
-    """SB3's ``save``, written beside the target first: a failed save leaves the earlier file."""
+    """
+    SB3's ``save``, written beside the target first: a failed save leaves the earlier file; and SB3's ``set_parameters``, with
+    which ``load`` ends, with a clear error for a learned temperature that has no place.
+    """
+
+    ent_coef: Any
+    ent_coef_optimizer: th.optim.Adam | None
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        :raises RuntimeError: for parameters with a learned temperature, if this model has a given one (no ValueError: SB3's
+            ``load`` would take that for an old DQN)
+        """
+        given = load_path_or_dict
+        parameters = given if isinstance(given, dict) else load_from_zip_file(given, device=device, load_data=False)[1]
+        if "ent_coef_optimizer" in parameters and self.ent_coef_optimizer is None:
+            raise RuntimeError(
+                f"ent_coef={self.ent_coef!r}, but these parameters come with a learned temperature; allowed: 'auto', or to "
+                "copy the policy alone, model.policy.load_state_dict(other.policy.state_dict())"
+            )
+        super().set_parameters(parameters, exact_match, device)
 
     def save(
         self,

@@ -71,6 +71,16 @@ def scheduled(name: str, schedule: Callable[[float], float], progress_remaining:
     return value
 
 
+def check_policy_class(policy: Any, allowed: type) -> None:
+    """
+    Refuse a policy class that the algorithm cannot train.
+
+    :raises ValueError: naming argument, value and what is allowed
+    """
+    if not (isinstance(policy, type) and issubclass(policy, allowed)):
+        raise ValueError(f"policy={policy!r} has no diffusion actor; allowed: subclasses of {allowed.__name__}")
+
+
 def check_schedule(name: str, schedule: Callable[[float], float], exclusive: bool = False) -> None:
     """Refuse a schedule whose first or last value :func:`scheduled` would refuse."""
     for progress in (1.0, 0.0):
@@ -104,6 +114,16 @@ def check_network_arguments(
     check_dict("optimizer_kwargs", optimizer_kwargs)
     check_choice("normalize_images", normalize_images, (False, True))
     check_choice("share_features_extractor", share_features_extractor, (False, True))
+
+
+def without_sde(policy_kwargs: Any) -> dict[str, Any]:
+    """
+    A copy without the entry "use_sde", which SB3's off-policy algorithms write into a dictionary that others may share.
+
+    :raises ValueError: for ``policy_kwargs`` that are not a dictionary
+    """
+    check_dict("policy_kwargs", policy_kwargs)
+    return {name: value for name, value in (policy_kwargs or {}).items() if name != "use_sde"}
 
 
 def wants_sde(use_sde: bool, policy_kwargs: Any) -> bool:

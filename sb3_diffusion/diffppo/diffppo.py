@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -19,7 +18,17 @@ from torch.nn import functional as F
 from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
-from sb3_diffusion.common.validation import check_common_arguments, check_number, check_schedule, scheduled, wants_sde
+from sb3_diffusion.common.validation import (
+    check_choice,
+    check_common_arguments,
+    check_dict,
+    check_number,
+    check_policy_class,
+    check_schedule,
+    scheduled,
+    wants_sde,
+    without_sde,
+)
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -112,7 +121,9 @@ class DiffPPO(SafeSaveMixin, PPO):
         torch_compile: bool = False,
         _init_setup_model: bool = True,
     ):
-        check_number("batch_size", batch_size, 1, integer=True)  # PPO divides by it before anything is checked
+        # PPO computes with these before anything is checked.
+        check_number("n_steps", n_steps, 1, integer=True)
+        check_number("batch_size", batch_size, 1, integer=True)
         super().__init__(
             policy,
             env,
@@ -135,7 +146,7 @@ class DiffPPO(SafeSaveMixin, PPO):
             target_kl,
             stats_window_size,
             tensorboard_log,
-            policy_kwargs,
+            without_sde(policy_kwargs),
             verbose,
             seed,
             device,
@@ -151,6 +162,7 @@ class DiffPPO(SafeSaveMixin, PPO):
 
     def _check_arguments(self) -> None:
         check_common_arguments(self)
+        check_policy_class(self.policy_class, DiffusionActorCriticPolicy)
         assert isinstance(
             self.action_space, spaces.Box
         ), f"The algorithm only supports {spaces.Box} as action spaces but {self.action_space} was provided"
@@ -161,8 +173,12 @@ class DiffPPO(SafeSaveMixin, PPO):
         check_number("vf_coef", self.vf_coef, 0)
         if self.max_grad_norm != math.inf:
             check_number("max_grad_norm", self.max_grad_norm, 0, exclusive=True)
-        if not callable(self.clip_range):
-            check_number("clip_range", self.clip_range, 0, exclusive=True)
+        for name, clip_range in (("clip_range", self.clip_range), ("clip_range_vf", self.clip_range_vf)):
+            if callable(clip_range):
+                check_schedule(name, clip_range)
+            elif name == "clip_range" or clip_range is not None:
+                check_number(name, clip_range, 0, exclusive=True)
+        check_choice("normalize_advantage", self.normalize_advantage, (False, True))
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, 0, exclusive=True)
         if isinstance(self.ent_coef, str):
@@ -185,30 +201,22 @@ class DiffPPO(SafeSaveMixin, PPO):
                 raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
         else:
             check_number("target_entropy", self.target_entropy, -math.inf)
-        if self.rollout_buffer_class is not None and not issubclass(self.rollout_buffer_class, ChainRollouts):
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        allowed: type[RolloutBuffer] = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
+        buffer_class = self.rollout_buffer_class = self.rollout_buffer_class or allowed
+        if not (isinstance(buffer_class, type) and issubclass(buffer_class, allowed)):
             raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class!r} stores no chains; allowed: subclasses of "
+                f"rollout_buffer_class={buffer_class!r} cannot store the chains of these observations; allowed: subclasses of "
                 "ChainRolloutBuffer, for Dict observations of DictChainRolloutBuffer"
             )
+        check_dict("rollout_buffer_kwargs", self.rollout_buffer_kwargs)
 
     def _setup_model(self) -> None:
         self._check_arguments()
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
         super()._setup_model()
-        if not isinstance(self.policy, DiffusionActorCriticPolicy):
-            raise ValueError(
-                f"policy={self.policy_class!r} has no diffusion actor; allowed: subclasses of DiffusionActorCriticPolicy"
-            )
         actor = self.policy.actor
         if self.latents_per_state is not None:
             check_number("latents_per_state", self.latents_per_state, 1, actor.diffusion_steps, integer=True)
-        if self.policy.squash_output:
-            assert (
-                isinstance(self.action_space, spaces.Box)
-                and np.isfinite([self.action_space.low, self.action_space.high]).all()
-            ), f"action_space={self.action_space} has infinite bounds; allowed: finite ones, or squash_output=False"
         # A function of the model, not bound to it: a copy of the model must train its own networks.
         self._minibatch_step: Callable[..., tuple[MinibatchLosses, Gradients]] = type(self)._losses_and_gradients
         if self.torch_compile:
@@ -246,10 +254,11 @@ class DiffPPO(SafeSaveMixin, PPO):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        progress = self._current_progress_remaining
+        clip_range = scheduled("clip_range", self.clip_range, progress)  # type: ignore[arg-type]
         clip_range_vf = None
         if self.clip_range_vf is not None:
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+            clip_range_vf = scheduled("clip_range_vf", self.clip_range_vf, progress)  # type: ignore[arg-type]
         # As tensors: a compiled function would be compiled again for every new number.
         coefficients = Coefficients(th.tensor(clip_range, device=self.device))
         if clip_range_vf is not None:
@@ -275,6 +284,7 @@ class DiffPPO(SafeSaveMixin, PPO):
                 assign(parameters, gradients)
                 th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
+                self.policy.actor.keep_scale_in_range()
                 if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
                     self.ent_coef_optimizer.zero_grad()
                     (-self.log_ent_coef * (data.path_log_prob + self._target_entropy)).mean().backward()

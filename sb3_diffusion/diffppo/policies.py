@@ -1,6 +1,5 @@
 """Policies of DiffPPO: a diffusion actor and a value function that sees state, latent and diffusion step."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,12 +11,13 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
-from sb3_diffusion.common.validation import check_network_arguments, check_number
+from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
 
 
 class ChainEvaluation(NamedTuple):
@@ -40,7 +40,9 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     otherwise.
 
     :param squash_output: actions are ``tanh(a^0)``, rescaled to the box; else ``a^0`` itself, clipped to the box as PPO's are
-    :param log_std_init: initial log-scale of the read-out; must be 0 without the state-dependent one
+    :param full_std: only for gSDE, without effect
+    :param use_expln: only for gSDE, without effect
+    :param log_std_init: initial log-scale of the read-out, from -20 to 2; must be 0 without the state-dependent one
     :param net_arch: as in SB3, with 64 x 64 as the default for images too
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
@@ -88,7 +90,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
         )
-        check_number("log_std_init", log_std_init, -math.inf)
+        check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
+        check_choice("ortho_init", ortho_init, (False, True))
         check_network_arguments(
             net_arch,
             activation_fn,
@@ -99,6 +102,8 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             optimizer_kwargs,
             share_features_extractor,
         )
+        if isinstance(net_arch, dict) and not net_arch.keys() <= {"pi", "vf"}:
+            raise ValueError(f"net_arch={net_arch!r} has other keys than 'pi' and 'vf'")
         if net_arch is None:
             # SB3's default for images is a linear head, and a linear denoiser could hold no second mode.
             net_arch = dict(pi=[64, 64], vf=[64, 64])
@@ -173,21 +178,22 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         What SB3 collects rollouts with.
 
         :param obs: observations
-        :param deterministic: must be False: a mode has no chain; ``predict(obs, deterministic=True)`` finds it
+        :param deterministic: a mode of the policy instead of a sample
         :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s)`` (B, 1); in the place of a log-probability the
-            chains (B, K + 1, d), ``a^0 … a^K``
-        :raises ValueError: for ``deterministic=True``
+            chains (B, K + 1, d), ``a^0 … a^K``, all nan if deterministic: a mode has none
         """
-        if deterministic:
-            raise ValueError("deterministic=True: a mode has no chain; use predict(observation, deterministic=True)")
         pi_features, vf_features = self._both_features(obs)
-        chains = self.actor.sample_chains(pi_features)
-        actions = self.actor.squash(chains[:, 0]).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-        return actions, self._state_values(vf_features), chains
+        if deterministic:
+            actions = self.actor.mode(pi_features)
+            chains = actions.new_full((actions.shape[0], self.actor.diffusion_steps + 1, self.actor.action_dim), th.nan)
+        else:
+            chains = self.actor.sample_chains(pi_features)
+            actions = self.actor.squash(chains[:, 0])
+        return actions.reshape(-1, *self.action_space.shape), self._state_values(vf_features), chains  # type: ignore[misc]
 
     def _state_values(self, features: th.Tensor) -> th.Tensor:
         """``V(s)`` (B, 1), before the first decision."""
-        no_latents = features.new_zeros(len(features), self.actor.action_dim)
+        no_latents = features.new_zeros(features.shape[0], self.actor.action_dim)
         return self.critic(self.critic.condition(features), no_latents, self.actor.diffusion_steps + 1)
 
     def evaluate_chains(self, obs: PyTorchObs, chains: th.Tensor, steps: th.Tensor | None = None) -> ChainEvaluation:
@@ -215,11 +221,12 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             first decision, (B, K + 1); and None: no closed-form entropy exists
         :raises ValueError: for anything but chains
         """
-        wanted = (self.actor.diffusion_steps + 1, self.actor.action_dim)
-        if actions.dim() != 3 or actions.shape[1:] != wanted:
+        n_observations = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        wanted = (n_observations, self.actor.diffusion_steps + 1, self.actor.action_dim)
+        if actions.shape != wanted:
             raise ValueError(
-                f"actions of shape {tuple(actions.shape)}: a diffusion policy evaluates chains of shape (B, {wanted[0]}, "
-                f"{wanted[1]}), as forward(obs) returns them; an action alone has no exact log-probability"
+                f"actions of shape {tuple(actions.shape)}: for {n_observations} observations a diffusion policy evaluates "
+                f"chains of shape {wanted}, as forward(obs) returns them; an action alone has no exact log-probability"
             )
         evaluation = self.evaluate_chains(obs, actions)
         return evaluation.values, evaluation.kernels.log_prob, None

@@ -24,9 +24,11 @@ from sb3_diffusion.common.validation import (
     check_common_arguments,
     check_dict,
     check_number,
+    check_policy_class,
     check_schedule,
     scheduled,
     wants_sde,
+    without_sde,
 )
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import log_det_tanh, read_out, remaining_signal, squashed_readout, telescoped_log_ratio
@@ -251,7 +253,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             use_sde_at_warmup=use_sde_at_warmup,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs=without_sde(policy_kwargs),
             verbose=verbose,
             seed=seed,
             device=device,
@@ -266,6 +268,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
 
     def _check_arguments(self) -> None:
         check_common_arguments(self)
+        check_policy_class(self.policy_class, DiffusionSACPolicy)
         check_number("buffer_size", self.buffer_size, 1, integer=True)
         check_number("learning_starts", self.learning_starts, 0, integer=True)
         check_number("batch_size", self.batch_size, 1, integer=True)
@@ -315,8 +318,6 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
             self.ent_coef = ent_coef(1.0)
         super()._setup_model()
         self.ent_coef = ent_coef
-        if not isinstance(self.policy, DiffusionSACPolicy):
-            raise ValueError(f"policy={self.policy_class!r} has no diffusion actor; allowed: subclasses of DiffusionSACPolicy")
         check_number("latents_per_state", self.latents_per_state, 1, self.actor.diffusion_steps, integer=True)
         if self.log_ent_coef is not None:
             # SAC's, fused: this one number would take as long as a network.

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.common.validation import check_choice, check_number
 
 # Gymnasium and Stable-Baselines3 want finite action spaces. No Gaussian gets this many prior standard deviations away.
 LATENT_BOUND = 10.0
@@ -57,6 +57,7 @@ class AugmentedMDP(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray], gym
         check_number("diffusion_steps", diffusion_steps, 1, integer=True)
         check_number("prior_std", prior_std, 1e-6, 1e6)
         check_number("gamma", gamma, 0, 1)
+        check_choice("squash", squash, (False, True))
         gym.utils.RecordConstructorArgs.__init__(
             self, diffusion_steps=diffusion_steps, prior_std=prior_std, gamma=gamma, squash=squash
         )
@@ -85,7 +86,7 @@ class AugmentedMDP(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray], gym
             raise ValueError(f"env has observations {sorted(parts)}; {sorted(added)} must not be among them")
         self.observation_space = spaces.Dict(parts | added)
         self.action_space = spaces.Box(-largest, largest, box.shape)
-        # k; 0: no chain has begun
+        # k; 0: no episode has begun
         self._diffusion_step = 0
 
     def _begin_chain(self, observation: Any) -> None:
@@ -120,14 +121,21 @@ class AugmentedMDP(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray], gym
         """
         :param action: ``a^{k-1}``, of the action's shape
         :return: next observation, reward, terminated, truncated, info
-        :raises gymnasium.error.ResetNeeded: before the first reset
+        :raises gymnasium.error.ResetNeeded: before the first reset and after the end of an episode
+        :raises ValueError: for an action of another shape, or one that is not finite
         """
         if self._diffusion_step == 0:
-            raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
+            raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset(), nor after the end of an episode")
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ValueError(f"action={action!r} must be finite and have the shape {self.action_space.shape}")
         if self._diffusion_step > 1:
-            self._latents = np.asarray(action)
+            self._latents = action
             self._diffusion_step -= 1
             return self._observation(), 0.0, False, False, {"discount": 1.0}
         observation, reward, terminated, truncated, info = self.env.step(self.env_action(action))
         self._begin_chain(observation)
-        return self._observation(), float(reward), terminated, truncated, {**info, "discount": self.gamma}
+        last = self._observation()
+        if terminated or truncated:
+            self._diffusion_step = 0
+        return last, float(reward), terminated, truncated, {**info, "discount": self.gamma}

@@ -3,12 +3,17 @@ The library's algorithms in rl-zoo3.
 
 rl-zoo3 has no plug-in mechanism; its commands look ``--algo`` up in the dictionary ``rl_zoo3.ALGOS`` when they are called.
 ``python -m sb3_diffusion.train`` and ``python -m sb3_diffusion.enjoy`` put ours there and then call rl-zoo3's own commands.
+For ``--optimize`` it has two more dictionaries.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import optuna
 import rl_zoo3
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_diffusion
@@ -20,10 +25,48 @@ __all__ = ["ALGORITHMS", "hyperparameter_file", "register", "with_hyperparameter
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"diffppo": DiffPPO, "diffsac": DiffSAC, "diffwpo": DiffWPO}
 
 
+# Whose search space rl-zoo3's ``--optimize`` takes for ours, and which numbers of diffusion steps it tries besides.
+SEARCHED_LIKE = {"diffppo": "ppo", "diffsac": "sac", "diffwpo": "sac"}
+SEARCHED_DIFFUSION_STEPS = (2, 4, 8)
+
+
+def with_diffusion_steps(hyperparams: dict[str, Any], diffusion_steps: int) -> dict[str, Any]:
+    """
+    :param hyperparams: arguments of an algorithm
+    :param diffusion_steps: K
+    :return: the same with K among the policy's
+    """
+    return hyperparams | {"policy_kwargs": hyperparams["policy_kwargs"] | {"diffusion_steps": diffusion_steps}}
+
+
+def sample_hyperparams(
+    like: str, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    :param like: whose search space is taken, a key of rl-zoo3's ``HYPERPARAMS_SAMPLER``; the others are rl-zoo3's own
+    :return: arguments of an algorithm
+    """
+    hyperparams = HYPERPARAMS_SAMPLER[like](trial, n_actions, n_envs, additional_args)
+    return with_diffusion_steps(hyperparams, trial.suggest_categorical("diffusion_steps", SEARCHED_DIFFUSION_STEPS))
+
+
+def convert_hyperparams(like: str, sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param like: as for :func:`sample_hyperparams`
+    :param sampled_params: the parameters of a trial
+    :return: arguments of an algorithm
+    """
+    others = {name: value for name, value in sampled_params.items() if name != "diffusion_steps"}
+    return with_diffusion_steps(HYPERPARAMS_CONVERTER[like](others), sampled_params["diffusion_steps"])
+
+
 def register() -> None:
     """Make our algorithms choices of ``--algo`` in every rl-zoo3 command called from now on in this process."""
-    # In place: the commands hold a reference to this very dictionary.
+    # In place: the commands hold references to these very dictionaries.
     rl_zoo3.ALGOS.update(ALGORITHMS)
+    for name, like in SEARCHED_LIKE.items():
+        HYPERPARAMS_SAMPLER[name] = partial(sample_hyperparams, like)
+        HYPERPARAMS_CONVERTER[name] = partial(convert_hyperparams, like)
 
 
 def hyperparameter_file(algo: str) -> Path:
