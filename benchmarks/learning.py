@@ -70,6 +70,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "diffppo": {
         "slow": {"learning_rate_factor": 1.0},
+        "decay": {"learning_rate_factor": 3.0, "learning_rate_decays": True},  # linearly to 0
         "full-clip": {"clip_range_factor": 1.0},
         "tight-clip": {"clip_range_factor": 0.7},
         "narrow-clip": {"clip_range_factor": 0.45},
@@ -115,6 +116,7 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
         return settings
     import rl_zoo3
     import yaml
+    from stable_baselines3.common.utils import LinearSchedule
     from torch import nn
 
     tuned = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo.yml").read_text())
@@ -124,6 +126,8 @@ def settings_of(variant: str, env_id: str) -> dict[str, Any]:
         if f"{name}_factor" in own:
             factor = own.pop(f"{name}_factor")
             settings[name] *= factor.get(env_id, 1.0) if isinstance(factor, dict) else factor
+    if own.pop("learning_rate_decays", False):
+        settings["learning_rate"] = LinearSchedule(settings["learning_rate"], 0.0, 1.0)
     # A Python expression, as rl-zoo3 reads it
     settings["policy_kwargs"] = eval(settings.get("policy_kwargs", "dict()"), {"nn": nn})
     return {**settings, **own, "policy_kwargs": settings["policy_kwargs"] | own.get("policy_kwargs", {})}
