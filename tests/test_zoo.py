@@ -125,7 +125,7 @@ def test_train_optimizes_our_algorithms(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("logs/**/Pendulum-v1.zip")
     model = DiffSAC.load(path, device="cpu")
     assert model.actor.diffusion_steps == trial.params["diffusion_steps"]
-    assert model.learning_rate == trial.params["learning_rate"]
+    assert model.tau == trial.params["tau"]
 
 
 @pytest.mark.slow
