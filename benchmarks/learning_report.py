@@ -16,7 +16,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-EVALUATIONS = ("deterministic", "stochastic")
+# As the columns call them, and as everything else does
+EVALUATIONS = {"deterministic": "deterministic", "stochastic": "sampled"}
+# Alike in all pictures; other variants get the colours that follow.
+LABELS = {"diffsac": "DiffSAC", "sac": "SAC", "diffwpo": "DiffWPO", "diffppo": "DiffPPO", "ppo": "PPO"}
+LABELS |= {"diffsac-fullchain": "full chain"}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -41,26 +45,27 @@ def main() -> None:
     parser.add_argument("--results", default=str(Path(__file__).parent / "results" / "learning"))
     args = parser.parse_args()
     print(
-        "| environment | variant | seeds | steps | deterministic | stochastic | training seconds | commits |\n"
-        + "|---" * 8
-        + "|"
+        "| environment | variant | seeds | steps | deterministic | sampled | training seconds | commits |\n" + "|---" * 8 + "|"
     )
     for folder in sorted(path for path in Path(args.results).iterdir() if path.is_dir()):
         finished = variants_of(folder, "*_seed*[0-9].csv")
         unfinished = variants_of(folder, "*.partial.csv")
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         for axes, evaluation in zip(figure.subplots(1, 2, sharey=True), EVALUATIONS, strict=True):
-            for index, variant in enumerate(sorted({*finished, *unfinished})):
-                color = f"C{index}"
+            variants = sorted({*finished, *unfinished})
+            colors = [*LABELS, *(variant for variant in variants if variant not in LABELS)]
+            for variant in variants:
+                color = f"C{colors.index(variant)}"
                 runs = list(finished.get(variant, {}).values())
                 for run in runs:
                     axes.plot(run["timesteps"], run[f"{evaluation}_mean"], color=color, linewidth=0.6, alpha=0.6)
                 for run in unfinished.get(variant, {}).values():
                     axes.plot(run["timesteps"], run[f"{evaluation}_mean"], color=color, linewidth=0.8, linestyle=":")
                 if runs:
+                    label = f"{LABELS.get(variant, variant)}, seeds: {len(runs)}"
                     mean = np.mean([run[f"{evaluation}_mean"] for run in runs], axis=0)
-                    axes.plot(runs[0]["timesteps"], mean, color=color, linewidth=2, label=f"{variant}, seeds: {len(runs)}")
-            axes.set(title=f"{folder.name}, {evaluation} actions", xlabel="environment steps")
+                    axes.plot(runs[0]["timesteps"], mean, color=color, linewidth=2, label=label)
+            axes.set(title=f"{folder.name}, {EVALUATIONS[evaluation]} actions", xlabel="environment steps")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.axes[0].set_ylabel("return of an episode")
         figure.savefig(folder.with_suffix(".png"), dpi=130)

@@ -173,7 +173,7 @@ def summarise(task: str, variants: list[str], seeds: list[int], out: Path) -> No
     samples = {}
     for variant in variants:
         with np.load(out / task / f"{variant}_seed{seeds[0]}.npz") as file_with_actions:
-            samples[variant] = file_with_actions["actions"].astype(np.float64)
+            samples[f"{variant}, seed {seeds[0]}"] = file_with_actions["actions"].astype(np.float64)
     if task == "bandit":
         figure = plot_density(samples, BimodalBandit().reward, FINAL_TEMPERATURE)
     else:

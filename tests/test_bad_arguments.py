@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionSACPolicy
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionSACPolicy, DiffWPO
 
 MakeModel = Callable[..., Any]
 NAN, INF = float("nan"), float("inf")
@@ -215,11 +215,31 @@ def test_a_policy_without_a_diffusion_actor_is_refused() -> None:
 @pytest.mark.parametrize("ent_coef", [0.1, lambda progress: 0.1])
 def test_a_learned_temperature_has_no_place_where_it_is_given(algorithm: Any, ent_coef: Any, tmp_path: Path) -> None:
     algorithm("MlpPolicy", StrictBoxEnv(), ent_coef="auto", device="cpu").save(tmp_path / "model.zip")
-    with pytest.raises(RuntimeError, match=r"ent_coef=.*learned temperature; allowed: 'auto'"):
+    with pytest.raises(ValueError, match=r"ent_coef=.*learned temperature; allowed: 'auto'"):
         algorithm.load(tmp_path / "model.zip", ent_coef=ent_coef, device="cpu")
     model = algorithm("MlpPolicy", StrictBoxEnv(), ent_coef=ent_coef, device="cpu")
-    with pytest.raises(RuntimeError, match=r"ent_coef=.*learned temperature; allowed: 'auto'"):
+    with pytest.raises(ValueError, match=r"ent_coef=.*learned temperature; allowed: 'auto'"):
         model.set_parameters(tmp_path / "model.zip")
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        ((DiffWPO, "MlpPolicy"), DiffSAC),
+        ((SAC, DiffusionSACPolicy), DiffSAC),
+        ((DiffSAC, "MlpPolicy"), DiffWPO),
+        ((DiffPPO, "MlpPolicy"), DiffSAC),
+        ((SAC, "MlpPolicy"), DiffSAC),
+        ((DiffSAC, "MlpPolicy"), DiffPPO),
+    ],
+)
+def test_a_file_of_another_algorithm_is_refused(saved: Any, loaded: Any, tmp_path: Path) -> None:
+    algorithm, policy = saved
+    algorithm(policy, StrictBoxEnv(), device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(
+        ValueError, match=rf"policy=.*allowed: subclasses of|parameters are not those of {loaded.__name__} with"
+    ):
+        loaded.load(tmp_path / "model.zip", device="cpu")
 
 
 def test_algorithms_may_share_policy_kwargs() -> None:

@@ -768,6 +768,13 @@ def test_a_loaded_model_predicts_the_same_and_goes_on_training(tmp_path: Path, e
         assert loaded.log_ent_coef.item() == model.log_ent_coef.item() != math.log(0.1)  # type: ignore[union-attr]
 
 
+def test_ppo_cannot_train_what_diffppo_saved(tmp_path: Path) -> None:
+    model = make()
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"DiffPPO\.load"):
+        PPO.load(tmp_path / "model.zip", env=model.get_env(), device="cpu").learn(16)
+
+
 def test_a_failed_save_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     model.save(tmp_path / "model.zip")
@@ -877,7 +884,7 @@ def test_spaces_and_policies_without_a_diffusion_are_refused() -> None:
 
     with pytest.raises(AssertionError, match=r"only supports .*Box.* as action spaces but Discrete"):
         make(Discrete())
-    with pytest.raises(ValueError, match=r"ActorCriticPolicy.*no diffusion actor"):
+    with pytest.raises(ValueError, match=r"policy=.*ActorCriticPolicy.*allowed: subclasses of DiffusionActorCriticPolicy"):
         from stable_baselines3.common.policies import ActorCriticPolicy
 
         make(policy=ActorCriticPolicy)

@@ -37,10 +37,14 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+class UnfitParameters(ValueError, RuntimeError):
+    """Parameters of another model. SB3's ``load`` passes a RuntimeError on; a mere ValueError it would take for an old DQN."""
+
+
 class SafeSaveMixin(BaseAlgorithm):
     """
     SB3's ``save``, written beside the target first: a failed save leaves the earlier file; and SB3's ``set_parameters``, with
-    which ``load`` ends, with a clear error for a learned temperature that has no place.
+    which ``load`` ends, with clear errors for a learned temperature that has no place and for other algorithms' parameters.
     """
 
     ent_coef: Any
@@ -49,18 +53,21 @@ class SafeSaveMixin(BaseAlgorithm):
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        """
-        :raises RuntimeError: for parameters with a learned temperature, if this model has a given one (no ValueError: SB3's
-            ``load`` would take that for an old DQN)
-        """
+        """:raises UnfitParameters: for those of another algorithm; for a learned temperature if this model has a given one"""
         given = load_path_or_dict
         parameters = given if isinstance(given, dict) else load_from_zip_file(given, device=device, load_data=False)[1]
         if "ent_coef_optimizer" in parameters and self.ent_coef_optimizer is None:
-            raise RuntimeError(
+            raise UnfitParameters(
                 f"ent_coef={self.ent_coef!r}, but these parameters come with a learned temperature; allowed: 'auto', or to "
                 "copy the policy alone, model.policy.load_state_dict(other.policy.state_dict())"
             )
-        super().set_parameters(parameters, exact_match, device)
+        try:
+            super().set_parameters(parameters, exact_match, device)
+        except ValueError as error:
+            name = type(self).__name__
+            raise UnfitParameters(
+                f"The parameters are not those of {name} with {self.policy_class.__name__}: {error}"
+            ) from error
 
     def save(
         self,

@@ -78,7 +78,7 @@ def check_policy_class(policy: Any, allowed: type) -> None:
     :raises ValueError: naming argument, value and what is allowed
     """
     if not (isinstance(policy, type) and issubclass(policy, allowed)):
-        raise ValueError(f"policy={policy!r} has no diffusion actor; allowed: subclasses of {allowed.__name__}")
+        raise ValueError(f"policy={policy!r} has not the networks this needs; allowed: subclasses of {allowed.__name__}")
 
 
 def check_schedule(name: str, schedule: Callable[[float], float], exclusive: bool = False) -> None:

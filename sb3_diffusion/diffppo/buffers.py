@@ -73,7 +73,10 @@ class ChainRollouts(RolloutBuffer):
     ) -> None:
         """
         :param log_prob: the chains (n_envs, K + 1, d); the other parameters are those of SB3's buffer
+        :raises ValueError: if no DiffPPO collects
         """
+        if not hasattr(self, "policy"):
+            raise ValueError("this buffer is filled by DiffPPO alone: load its models with DiffPPO.load, not PPO.load")
         if self.pos == 0:
             self.chains = np.zeros((self.buffer_size, *log_prob.shape), dtype=np.float32)
         self.chains[self.pos] = log_prob.cpu().numpy()

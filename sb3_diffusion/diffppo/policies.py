@@ -33,7 +33,7 @@ class ChainEvaluation(NamedTuple):
 class DiffusionActorCriticPolicy(ActorCriticPolicy):
     """
     PPO's policy class with a diffusion actor (arXiv 2512.02019; docs/method.md, "DiffPPO"). Where SB3 speaks of the
-    log-probability of an action, this class speaks of chains: a diffusion policy has no exact one.
+    log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
 
     Parameters not listed are those of :class:`stable_baselines3.common.policies.ActorCriticPolicy`; the diffusion's own are
     explained in :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says

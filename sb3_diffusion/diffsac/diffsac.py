@@ -268,7 +268,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
 
     def _check_arguments(self) -> None:
         check_common_arguments(self)
-        check_policy_class(self.policy_class, DiffusionSACPolicy)
+        check_policy_class(self.policy_class, self.policy_aliases["MlpPolicy"])
         check_number("buffer_size", self.buffer_size, 1, integer=True)
         check_number("learning_starts", self.learning_starts, 0, integer=True)
         check_number("batch_size", self.batch_size, 1, integer=True)

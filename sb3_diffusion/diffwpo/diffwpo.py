@@ -166,8 +166,6 @@ class DiffWPO(DiffSAC):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if not isinstance(self.policy, DiffusionWPOPolicy):
-            raise ValueError(f"policy={self.policy_class!r} has no target actor; allowed: subclasses of DiffusionWPOPolicy")
         # Also without a trust region, so that a model that has one loads into one that has none.
         self.log_kl_coef = th.zeros(1, device=self.device).requires_grad_(True)
         self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=KL_COEF_LEARNING_RATE, fused=True)

@@ -36,7 +36,8 @@ def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, t
             np.ravel(actions), bins=80, range=(-1, 1), density=True, color="tab:blue", alpha=0.6, label="sampled actions"
         )
         panel.plot(grid, exact, color="black", label=f"exact, exp(r / {temperature:g}) / Z")
-        panel.set_title(f"{name}: total variation {total_variation(actions, reward_fn, temperature):.2f}")
+        distance = total_variation(actions, reward_fn, temperature)
+        panel.set_title(f"{name}\ntotal variation of these {np.size(actions)} samples: {distance:.2f}")
         panel.set_xlabel("action")
         panel.set_xlim(-1, 1)
         panel.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
