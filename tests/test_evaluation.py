@@ -298,7 +298,7 @@ def test_every_algorithm_of_sb3_can_be_evaluated() -> None:
 def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> None:
     samples = {"DiffSAC": exact_samples(500), "SAC": np.random.default_rng(0).uniform(-1, 1, 500)}
     figure = plot_density(samples, BANDIT, 0.1)
-    assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["DiffSAC", "SAC"]
+    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == ["DiffSAC", "SAC"]
     grid, curve = figure.axes[1].lines[0].get_data()
     assert curve == pytest.approx(boltzmann_density(BANDIT, 0.1, np.asarray(grid)))
     turns = plot_turns({name: np.resize(actions, (8, 60)) for name, actions in samples.items()}, 0.1)
