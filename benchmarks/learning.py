@@ -70,7 +70,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "diffppo": {
         "slow": {"learning_rate_factor": 1.0},
-        "decay": {"learning_rate_factor": 4.0, "learning_rate_decays": True},  # linearly to 0, with the same mean
+        "decay": {"learning_rate_factor": 3.0, "learning_rate_decays": True},  # linearly to 0
         "full-clip": {"clip_range_factor": 1.0},
         "tight-clip": {"clip_range_factor": 0.7},
         "narrow-clip": {"clip_range_factor": 0.45},
