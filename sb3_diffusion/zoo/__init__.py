@@ -3,7 +3,7 @@ The library's algorithms in rl-zoo3.
 
 rl-zoo3 has no plug-in mechanism; its commands look ``--algo`` up in the dictionary ``rl_zoo3.ALGOS`` when they are called.
 ``python -m sb3_diffusion.train`` and ``python -m sb3_diffusion.enjoy`` put ours there and then call rl-zoo3's own commands.
-For ``--optimize`` it has two more dictionaries.
+For ``-optimize`` it has two more dictionaries.
 """
 
 import argparse
@@ -25,7 +25,7 @@ __all__ = ["ALGORITHMS", "hyperparameter_file", "register", "with_hyperparameter
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"diffppo": DiffPPO, "diffsac": DiffSAC, "diffwpo": DiffWPO}
 
 
-# Whose search space rl-zoo3's ``--optimize`` takes for ours, and which numbers of diffusion steps it tries besides.
+# Whose search space rl-zoo3's ``-optimize`` takes for ours, and which numbers of diffusion steps it tries besides.
 SEARCHED_LIKE = {"diffppo": "ppo", "diffsac": "sac", "diffwpo": "sac"}
 SEARCHED_DIFFUSION_STEPS = (2, 4, 8)
 
