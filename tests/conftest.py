@@ -17,10 +17,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_diffusion import DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffWPO
 
 # Every off-policy algorithm of the library goes through the whole surface.
-ALGORITHMS = [DiffSAC, DiffWPO]
+ALGORITHMS = [DiffSAC, DiffWPO, DiffCrossQ, DiffTQC]
 
 SMALL: dict[str, Any] = dict(buffer_size=200, learning_starts=8, batch_size=8, seed=0, device="cpu")
 SMALL_ON_POLICY: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
