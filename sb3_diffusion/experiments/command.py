@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from sb3_diffusion.experiments.engines import Engine, LocalEngine
 from sb3_diffusion.experiments.folders import RunState, check_settings, locked, state_of
 from sb3_diffusion.experiments.live import Display, duration
 from sb3_diffusion.experiments.plan import Campaign, CampaignError, Run, named, read_campaign
+from sb3_diffusion.experiments.ray_engine import LOCAL, RayEngine
 from sb3_diffusion.experiments.results import TABLE, write_results
 
 DESCRIPTION = """
@@ -38,6 +40,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one per core)")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="run no others")
     parser.add_argument("--part", metavar="I/N", help="run the I-th of N equal parts, I = 1 … N (for job arrays)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: host:port, auto, or local for one of its own")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how much of it is done")
     return parser
 
@@ -141,6 +144,21 @@ def carry_out(campaign: Campaign, out: Path, runs: Sequence[Run], done: int, eng
     return failures
 
 
+def engine_for(ray: str | None, campaign: Campaign, workers: int | None) -> Engine:
+    """
+    :param ray: an address; None for this machine without Ray
+    :param campaign: says which resources a run needs
+    :param workers: runs at a time; None for one per core
+    :return: where the runs will happen
+    """
+    cores = joblib.cpu_count()
+    if ray is None:
+        return LocalEngine(workers or cores)
+    if ray != LOCAL and workers is not None:
+        raise CampaignError("--workers is for this machine; on a cluster, the file's resources decide how many runs fit")
+    return RayEngine(ray, campaign.resources, workers or cores)
+
+
 def campaign_command(arguments: Sequence[str]) -> int:
     """
     :param arguments: the command line after the program's name
@@ -165,8 +183,8 @@ def campaign_command(arguments: Sequence[str]) -> int:
         with locked(run, 1.0):
             pass
     check_buildable(to_do)
-    workers = given.workers or len(os.sched_getaffinity(0))
-    return FAILED if carry_out(campaign, out, to_do, len(runs) - len(to_do), LocalEngine(workers)) else 0
+    engine = engine_for(given.ray, campaign, given.workers)
+    return FAILED if carry_out(campaign, out, to_do, len(runs) - len(to_do), engine) else 0
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ class Display:
     def say(self, text: str) -> None:
         """One plain line."""
         self.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False)
+        self.console.file.flush()  # a log file is read while it grows
 
     def refresh(self) -> bool:
         """:return: whether there are new evaluations; the display shows what the folders tell"""
