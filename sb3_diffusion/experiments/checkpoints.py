@@ -82,6 +82,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{PREFIX}*"))
 
 
+def timesteps_kept(folder: Path) -> int:
+    """:return: environment steps in the latest checkpoint"""
+    checkpoints = checkpoints_in(folder)
+    return int(checkpoints[-1].name.removeprefix(PREFIX)) if checkpoints else 0
+
+
 def save_checkpoint(folder: Path, model: BaseAlgorithm, state: dict[str, Any]) -> None:
     """
     Write all that the training needs to go on, then remove the previous checkpoint.

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sb3_diffusion.common.saving import replacing
+from sb3_diffusion.experiments.checkpoints import timesteps_kept
 from sb3_diffusion.experiments.plan import CampaignError, Run
 
 SETTINGS, PROGRESS, RESULT, FAILURE = "settings.json", "progress.json", "result.json", "failure.json"
@@ -28,7 +29,7 @@ class RunState:
     How far a run is.
 
     :param status: "finished", "failed", "partial" or "new"
-    :param timesteps: environment steps so far
+    :param timesteps: environment steps so far; of a run that is not finished, in the latest checkpoint
     :param seconds: of training so far
     :param rows: of its evaluations
     :param traceback: of a failed run
@@ -68,9 +69,10 @@ def state_of(run: Run) -> RunState:
     progress = read_json(folder / PROGRESS)
     failure = read_json(folder / FAILURE)
     status = "failed" if failure else "partial" if progress else "new"
-    progress = progress or {"timesteps": 0, "seconds": 0.0, "rows": []}
+    progress = progress or {"seconds": 0.0, "rows": [], "parts": []}
     text = failure["traceback"] if failure else ""
-    return RunState(status, progress["timesteps"], progress["seconds"], tuple(progress["rows"]), text)
+    kept = timesteps_kept(folder)
+    return RunState(status, kept, progress["seconds"], tuple(progress["rows"]), text, tuple(progress["parts"]))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def derived_seed(seed: int, timesteps: int, purpose: int) -> int:
 def generators_of_its_own(seed: int) -> Iterator[None]:
     """The global generators of PyTorch, NumPy and Python start from ``seed`` in the block and are as before after it."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with th.random.fork_rng():
+    with th.random.fork_rng(range(th.cuda.device_count())):
         set_random_seed(seed)
         try:
             yield

@@ -36,6 +36,7 @@ class Display:
 
     def __init__(self, runs: Sequence[Run], done: int) -> None:
         self.runs, self.done, self.total = list(runs), done, done + len(runs)
+        self.steps = {run.folder: 0 for run in runs}
         self.began = time.time()
         self.seen: dict[str, float] = {}
         self.first: dict[str, tuple[int, float]] = {}
@@ -54,7 +55,8 @@ class Display:
             )
             self.progress = Progress(*columns, console=self.console)
             self.progress.start()
-            self.whole = self.progress.add_task("all runs", total=self.total, completed=done, speed="", returns="")
+            steps = sum(run.steps for run in runs)
+            self.whole = self.progress.add_task(f"{done} of {self.total} runs", total=steps, speed="", returns="")
 
     def say(self, text: str) -> None:
         """One plain line."""
@@ -74,16 +76,19 @@ class Display:
                 continue
             self.seen[run.folder] = changed
             content = read_json(path)
-            new_rows |= self.show(run, content["timesteps"], content["seconds"], content["rows"])
+            new_rows |= self.show(run, content)
         return new_rows
 
-    def show(self, run: Run, timesteps: int, seconds: float, rows: list[dict[str, Any]]) -> bool:
+    def show(self, run: Run, content: dict[str, Any]) -> bool:
         """:return: whether the run has new evaluations"""
+        timesteps, seconds, rows = content["timesteps"], content["seconds"], content["rows"]
         if run.folder not in self.first:
             self.first[run.folder] = timesteps, seconds
             self.rows[run.folder] = len(rows)
+            began = content["parts"][-1]["from"]
             if self.progress is None:
-                self.say(f"{run.name}: {'continued at' if timesteps > 1 else 'started,'} {timesteps} steps")
+                self.say(f"{run.name}: {f'continued at {began} steps' if began else 'started'}")
+        self.steps[run.folder] = min(timesteps, run.steps)
         first_steps, first_seconds = self.first[run.folder]
         speed = (timesteps - first_steps) / max(seconds - first_seconds, 1e-9)
         new_rows = len(rows) != self.rows[run.folder]
@@ -93,10 +98,11 @@ class Display:
                 self.tasks[run.folder] = self.progress.add_task(run.name, total=run.steps, speed="", returns="")
             self.progress.update(
                 self.tasks[run.folder],
-                completed=min(timesteps, run.steps),
+                completed=self.steps[run.folder],
                 speed=f"{speed:.0f} steps/s",
                 returns=returns(rows[-1]) if rows else "",
             )
+            self.progress.update(self.whole, completed=sum(self.steps.values()))
         elif new_rows and rows:
             left = duration((run.steps - timesteps) / speed) if speed > 0 else "?"
             self.say(f"{run.name}: {timesteps}/{run.steps} steps, {speed:.0f} steps/s, {returns(rows[-1])}, {left} left")
@@ -108,7 +114,9 @@ class Display:
         self.runs.remove(outcome.run)
         self.say(f"{outcome.run.name}: {outcome.error or 'finished'} ({self.done} of {self.total} runs)")
         if self.progress is not None:
-            self.progress.update(self.whole, completed=self.done)
+            self.steps[outcome.run.folder] = outcome.run.steps
+            description = f"{self.done} of {self.total} runs"
+            self.progress.update(self.whole, completed=sum(self.steps.values()), description=description)
             if outcome.run.folder in self.tasks:
                 self.progress.remove_task(self.tasks.pop(outcome.run.folder))
 

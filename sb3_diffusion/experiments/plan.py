@@ -176,6 +176,19 @@ def checked(what: str, mapping: Any, allowed: Iterable[str]) -> dict[str, Any]:
     return mapping
 
 
+def without_numbers_as_text(what: str, value: Any) -> None:
+    """:raises CampaignError: if ``value`` holds text that looks like a number, which YAML made of one without a dot"""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            without_numbers_as_text(f"{what}: {key}", item)
+    elif isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return
+        raise CampaignError(f"{what}: YAML takes {value} for text; write numbers with a dot and a signed exponent: 1.0e-3")
+
+
 def positive(what: str, value: Any, least: int = 1) -> int:
     """:return: ``value``, a whole number from ``least`` on"""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -267,6 +280,7 @@ def checked_variant(name: str, variant: Any, default: dict[str, Any], environmen
     if not isinstance(variant, dict):
         raise CampaignError(f"variant {name!r} must be a mapping, for example {{algo: sac}}, not {variant!r}")
     variant = default | variant
+    without_numbers_as_text(f"variant {name!r}", variant)
     if "algo" not in variant:
         raise CampaignError(f"variant {name!r} has no 'algo' (allowed: {', '.join(rl_zoo3.ALGOS)})")
     if variant["algo"] not in rl_zoo3.ALGOS:
@@ -349,7 +363,8 @@ def campaign_of(file: Path, content: Any, out: Path) -> Campaign:
             settings=settings[name, env_id][1],
             steps=steps,
             evaluation=how,
-            checkpoint_every=checkpoint_every,
+            # ARS counts its progress from where its learn began.
+            checkpoint_every=steps if settings[name, env_id][0] == "ars" else checkpoint_every,
             device=str(content.get("device", "auto")),
             gym_packages=gym_packages,
             folder=str(out.resolve() / "runs" / name / env_id.replace("/", "_").replace(":", "_") / str(seed)),

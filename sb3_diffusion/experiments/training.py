@@ -24,7 +24,7 @@ from sb3_diffusion.experiments.checkpoints import (
     save_checkpoint,
 )
 from sb3_diffusion.experiments.evaluating import Evaluator
-from sb3_diffusion.experiments.folders import FAILURE, LOG, PROGRESS, RESULT, SETTINGS, locked, write_json
+from sb3_diffusion.experiments.folders import FAILURE, LOG, PROGRESS, RESULT, SETTINGS, check_settings, locked, write_json
 from sb3_diffusion.experiments.generators import TRAINING, derived_seed
 from sb3_diffusion.experiments.plan import Run, prepare_environments
 from sb3_diffusion.experiments.provenance import provenance
@@ -67,17 +67,18 @@ class Stopwatch:
 
     def __init__(self, seconds: float) -> None:
         self.before, self.since = seconds, time.perf_counter()
+        self.is_paused = False
 
     def seconds(self) -> float:
         """:return: so far"""
-        return self.before + time.perf_counter() - self.since
+        return self.before + (0.0 if self.is_paused else time.perf_counter() - self.since)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The block does not count."""
-        self.before = self.seconds()
+        self.before, self.is_paused = self.seconds(), True
         yield
-        self.since = time.perf_counter()
+        self.since, self.is_paused = time.perf_counter(), False
 
 
 class Conductor(BaseCallback):
@@ -86,14 +87,14 @@ class Conductor(BaseCallback):
 
     :param run: the run
     :param evaluator: of the run
-    :param rows: of the evaluations so far; grows
+    :param state: what checkpoints hold besides the model; its "rows" and "training" grow
     :param watch: measures training
     :param timesteps: environment steps so far
     """
 
-    def __init__(self, run: Run, evaluator: Evaluator, rows: list[dict[str, Any]], watch: Stopwatch, timesteps: int) -> None:
+    def __init__(self, run: Run, evaluator: Evaluator, state: dict[str, Any], watch: Stopwatch, timesteps: int) -> None:
         super().__init__()
-        self.run, self.evaluator, self.rows, self.watch = run, evaluator, rows, watch
+        self.run, self.evaluator, self.state, self.watch = run, evaluator, state, watch
         self.next_evaluation = self.next_multiple(timesteps, run.evaluation.every)
         self.next_checkpoint = self.next_multiple(timesteps, run.checkpoint_every)
         self.reported = -SECONDS_BETWEEN_REPORTS
@@ -105,7 +106,8 @@ class Conductor(BaseCallback):
     def report(self) -> None:
         """Tell those who watch the folder how far it is."""
         self.reported = time.perf_counter()
-        progress = {"timesteps": self.num_timesteps, "seconds": self.watch.seconds(), "rows": self.rows}
+        progress = {"timesteps": self.num_timesteps, "seconds": self.watch.seconds()}
+        progress |= {name: self.state[name] for name in ("rows", "parts")}
         write_json(Path(self.run.folder) / PROGRESS, progress)
 
     def _on_rollout_start(self) -> None:
@@ -117,7 +119,9 @@ class Conductor(BaseCallback):
             self.next_evaluation = self.next_multiple(self.num_timesteps, self.run.evaluation.every)
             with self.watch.paused():
                 assert isinstance(self.logger, RememberingLogger)
-                self.rows.append(self.evaluator(self.model, self.watch.before, self.logger.numbers()))
+                logged = self.logger.numbers()
+                self.state["rows"].append(self.evaluator(self.model, self.watch.seconds(), logged))
+                self.state["training"].append({"timesteps": self.num_timesteps, **logged})
                 self.report()
         elif time.perf_counter() - self.reported >= SECONDS_BETWEEN_REPORTS:
             self.report()
@@ -139,25 +143,24 @@ def train(run: Run) -> None:
     folder = Path(run.folder)
     manager = RunManager(run)
     model = manager.create_model()
-    state: dict[str, Any] = {"rows": [], "seconds": 0.0, "logged": {}, "callback_calls": [], "parts": []}
+    state: dict[str, Any] = {"rows": [], "training": [], "seconds": 0.0, "logged": {}, "callback_calls": [], "parts": []}
     assert model.env is not None
     continued = load_checkpoint(folder, model, model.env)
     if continued is not None:
         model, state = continued
         print(f"continued at {model.num_timesteps} steps")
         restart(model, manager, run.seed)
-    parts = [*state["parts"], {"from": model.num_timesteps, **provenance()}]
+    state["parts"].append({"from": model.num_timesteps, **provenance()})
     logger = RememberingLogger()
     logger.last.update(state["logged"])
     model.set_logger(logger)
     evaluator = Evaluator(run, manager)
-    callback_calls = state["callback_calls"]
     watch = Stopwatch(state["seconds"])
     while model.num_timesteps < run.steps:
         callbacks = manager.new_callbacks()
-        for callback, calls in zip(callbacks, callback_calls, strict=False):
+        for callback, calls in zip(callbacks, state["callback_calls"], strict=False):
             callback.n_calls = calls
-        conductor = Conductor(run, evaluator, state["rows"], watch, model.num_timesteps)
+        conductor = Conductor(run, evaluator, state, watch, model.num_timesteps)
         everything = CallbackList([conductor, *callbacks])
         try:
             remaining = run.steps - model.num_timesteps
@@ -167,10 +170,9 @@ def train(run: Run) -> None:
         except CheckpointDue:
             with watch.paused():
                 everything.on_training_end()
-                callback_calls = [callback.n_calls for callback in callbacks]
                 end_trajectories(model)
-                state |= {"seconds": watch.before, "logged": logger.numbers()}
-                state |= {"callback_calls": callback_calls, "parts": parts}
+                state |= {"seconds": watch.seconds(), "logged": logger.numbers()}
+                state["callback_calls"] = [callback.n_calls for callback in callbacks]
                 save_checkpoint(folder, model, state)
                 conductor.report()
                 restart(model, manager, run.seed)
@@ -182,8 +184,8 @@ def train(run: Run) -> None:
     if normalization is not None:
         with replacing(folder / "vecnormalize.pkl", ".pkl") as temporary:
             normalization.save(str(temporary))
-    result = {"timesteps": model.num_timesteps, "seconds": seconds, "rows": state["rows"], "parts": parts}
-    write_json(folder / RESULT, result)
+    result = {name: state[name] for name in ("rows", "training", "parts")}
+    write_json(folder / RESULT, {"timesteps": model.num_timesteps, "seconds": seconds, **result})
     remove_checkpoints(folder)
 
 
@@ -197,6 +199,10 @@ def execute(run: Run, seconds_to_wait: float = 0.0) -> None:
     """
     folder = Path(run.folder)
     with locked(run, seconds_to_wait):
+        # Another campaign may have got here first.
+        check_settings(run)
+        if (folder / RESULT).exists():
+            return
         with (folder / LOG).open("a") as log:
             sys.stdout.flush()
             for stream in (1, 2):
