@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from sb3_diffusion.common.validation import check_choice
-from sb3_diffusion.experiments.reading import Run
+from sb3_diffusion.experiments.reading import Run, unique
 from sb3_diffusion.experiments.statistics import (
     Estimate,
     difference,
@@ -19,10 +19,6 @@ from sb3_diffusion.experiments.statistics import (
 )
 
 RETURNS = ("deterministic_return", "sampled_return")
-
-
-def unique(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 def words(column: str) -> str:
@@ -39,6 +35,12 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
+def progress(run: Run) -> str:
+    """:return: which run, and how far it is"""
+    steps = f"{run.last_step:,} of {run.planned_steps:,.0f} steps".replace(",", " ")
+    return f"{run.name} ({steps}{', failed' if run.status == 'failed' else ''})"
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,19 @@ class Comparison:
     def score(self, environment: str, metric: str) -> tuple[str, tuple[float, float]] | None:
         """:return: name and constants of the normalisation of a metric, None if there is none"""
         if environment in self.scores:
-            return "given", self.scores[environment]
+            return "own", self.scores[environment]
         return reference_score(environment) if metric in RETURNS else None
 
     def normalised_tasks(self, metric: str) -> list[str]:
         """:return: the tasks that means over tasks are taken of: all with a normalisation, if there are two or more"""
         tasks = [environment for environment in self.environments if self.score(environment, metric)]
         return tasks if len(tasks) > 1 else []
+
+    def over_tasks(self, metric: str) -> str:
+        """:return: how many tasks :meth:`normalised_tasks` are, and whose normalisation is taken"""
+        tasks = self.normalised_tasks(metric)
+        names = unique(score[0] for task in tasks if (score := self.score(task, metric)))
+        return f"{len(tasks)} tasks, {' and '.join(names)}-normalised"
 
     def tasks(self, variant: str, environments: Sequence[str], metric: str) -> list[np.ndarray] | None:
         """
@@ -142,20 +150,26 @@ class Comparison:
 
     def problems(self) -> list[str]:
         """:return: a sentence for everything that a reader of the numbers must know"""
+        places = [(variant, environment) for environment in self.environments for variant in self.variants]
+        unfinished = [run for place in places for run in self.select(*place, finished=False)]
+        alone: dict[str, list[str]] = {}
+        for variant, environment in places:
+            if len(self.select(variant, environment)) == 1:
+                alone.setdefault(environment, []).append(variant)
         sentences = []
+        if unfinished:
+            sentences.append(f"Unfinished and left out: {'; '.join(map(progress, unfinished))}.")
+        for metric in self.metrics:
+            runs = [run.name for place in places for run in self.select(*place) if not np.isfinite(run.final(metric))]
+            if runs:
+                sentences.append(f"No {words(metric)} at the last evaluation, left out: {'; '.join(runs)}.")
+        if alone:
+            where = "; ".join(f"{environment}: {', '.join(variants)}" for environment, variants in alone.items())
+            sentences.append(f"One seed, so no interval: {where}.")
+        machines = unique(machine for run in self.runs for machine in run.machines)
+        if len(machines) > 1:
+            sentences.append(f"Hours are those of different machines: {'; '.join(machines)}.")
         for environment in self.environments:
-            for variant in self.variants:
-                finished, unfinished = (self.select(variant, environment, state) for state in (True, False))
-                where = f"{variant} on {environment}"
-                if unfinished:
-                    steps = ", ".join(f"seed {run.seed} at {run.last_step} of {run.planned_steps:.0f}" for run in unfinished)
-                    sentences.append(f"{where}: unfinished and left out (steps): {steps}.")
-                if len(finished) == 1:
-                    sentences.append(f"{where}: one seed, so no interval.")
-                for metric in self.metrics:
-                    if missing := [run.seed for run in finished if not np.isfinite(run.final(metric))]:
-                        what = f"no {words(metric)} at the last evaluation"
-                        sentences.append(f"{where}: {what} of seed {ranges(missing)}, left out.")
             sentences += self.unequal_steps(environment)
         for metric in self.metrics:
             sentences += self.without_means_over_tasks(metric)

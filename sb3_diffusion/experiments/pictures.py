@@ -64,10 +64,6 @@ def quantity(metric: str, environment: str) -> str:
     return f"{words(metric)}{UNITS.get(metric, '')}" if environment else f"normalised {words(metric)}"
 
 
-def title(comparison: Comparison, metric: str, environment: str) -> str:
-    return environment or f"{len(comparison.normalised_tasks(metric))} tasks, normalised"
-
-
 def panels_of(comparison: Comparison, over_tasks: bool = True) -> list[Panel]:
     """:return: all environments, then the mean over tasks where there is one; the metrics of each beside each other"""
     places = [*comparison.environments, *([OVER_TASKS] if over_tasks else [])]
@@ -81,9 +77,9 @@ def panels_of(comparison: Comparison, over_tasks: bool = True) -> list[Panel]:
 
 def new_figure(comparison: Comparison, panels: Sequence[Panel], height: float = 2.9) -> tuple[Figure, list[Axes]]:
     """:return: a figure with one axes for each panel; a column for each metric, or three columns for one"""
-    columns = len(comparison.metrics) if len(comparison.metrics) > 1 else min(3, len(panels))
+    columns = len(comparison.metrics) if len(comparison.metrics) > 1 else {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(WIDTH if columns > 1 else 6.5, height * rows + 0.9), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH if columns > 1 else 6.5, height * rows + 0.6), dpi=DPI, layout="constrained")
     every = figure.subplots(rows, columns, squeeze=False).flat
     for unused in every[len(panels) :]:
         unused.axis("off")
@@ -108,10 +104,17 @@ def finish(figure: Figure, comparison: Comparison, caption: str, without: str | 
     if dotted and any(not run.finished for run in comparison.runs):
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="unfinished run"))
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), int(figure.get_figwidth() * 9 // (longest + 6))))
+    columns = max(1, min(len(handles), int(12 * figure.get_figwidth() // (longest + 8))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
     figure.suptitle(caption, fontsize="small", color="0.25")
     return figure
+
+
+def is_leftmost(axes: Axes) -> bool:
+    """:return: whether a panel is the first of its row"""
+    place = axes.get_subplotspec()
+    return place is None or place.is_first_col()
 
 
 def draw_band(axes: Axes, x: np.ndarray, found: Estimate, index: int, **options: Any) -> None:
@@ -150,8 +153,8 @@ def thinned(x: np.ndarray, values: Sequence[np.ndarray]) -> tuple[np.ndarray, li
     return x[kept], [value[kept] for value in values]
 
 
-def draw_curves(axes: Axes, comparison: Comparison, panel: Panel, against: str) -> None:
-    """One panel of :func:`curves`."""
+def draw_curves(axes: Axes, comparison: Comparison, panel: Panel, against: str, labelled: bool) -> None:
+    """One panel of :func:`curves`; ``labelled`` if the ordinate is to be named."""
     metric, environment = panel
     name, unit = AXES[against]
     for index, variant in enumerate(comparison.variants):
@@ -167,9 +170,10 @@ def draw_curves(axes: Axes, comparison: Comparison, panel: Panel, against: str) 
             x, values = thinned(*curve)
             marked = {} if len(x) <= 30 else {"markevery": len(x) // 12}
             draw_band(axes, x * unit, estimate(interquartile_mean, values), index, **marked)
-    axes.set_title(title(comparison, metric, environment), fontsize="medium")
+    axes.set_title(environment or comparison.over_tasks(metric), fontsize="medium")
     axes.set_xlabel(name)
-    axes.set_ylabel(quantity(metric, environment))
+    if labelled:
+        axes.set_ylabel(quantity(metric, environment))
     axes.set_xlim(left=0)
     if against == "timesteps":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -188,7 +192,8 @@ def curves(comparison: Comparison, against: str = "timesteps") -> Figure | None:
         return None
     figure, every = new_figure(comparison, panels)
     for axes, panel in zip(every, panels, strict=True):
-        draw_curves(axes, comparison, panel, against)
+        named_before = len(comparison.metrics) == 1 and panel[1] and not is_leftmost(axes)
+        draw_curves(axes, comparison, panel, against, labelled=not named_before)
     ends = "; a curve ends with its quickest run" if against == "seconds" else ""
     return finish(figure, comparison, f"Interquartile mean over seeds; band: {INTERVAL}{ends}", dotted=True)
 
@@ -247,7 +252,7 @@ def profile(comparison: Comparison) -> Figure | None:
         tasks = [environment] if environment else comparison.normalised_tasks(metric)
         finals = {variant: comparison.tasks(variant, tasks, metric) for variant in comparison.variants}
         pooled = [values for arrays in finals.values() for values in arrays or []]
-        axes.set_title(title(comparison, metric, environment), fontsize="medium")
+        axes.set_title(environment or comparison.over_tasks(metric), fontsize="medium")
         axes.set_xlabel(quantity(metric, environment))
         axes.set_ylabel("share of runs above it")
         axes.set_ylim(-0.03, 1.03)

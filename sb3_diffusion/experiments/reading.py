@@ -28,6 +28,10 @@ class Run:
     """Environment steps of the whole run; NaN if nobody says."""
     source: str
     """Where it was read."""
+    status: str = ""
+    """What the campaign says about it, ``"failed"`` for example; empty if nobody says."""
+    machines: tuple[str, ...] = ()
+    """On which it ran; empty if nobody says."""
 
     @property
     def name(self) -> str:
@@ -35,18 +39,18 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """Environment steps at the last evaluation."""
-        return int(self.evaluations["timesteps"].iloc[-1])
+        """Environment steps at the last evaluation, 0 before the first."""
+        return int(self.evaluations["timesteps"].max()) if len(self.evaluations) else 0
 
     @property
     def interval(self) -> float:
         """The longest stretch without an evaluation, in environment steps."""
-        return float(np.diff(self.evaluations["timesteps"], prepend=0).max())
+        return float(np.diff(self.evaluations["timesteps"], prepend=0).max(initial=0))
 
     @property
     def finished(self) -> bool:
         """Whether no further evaluation was due."""
-        return not self.last_step + self.interval <= self.planned_steps
+        return self.last_step > 0 and self.status != "failed" and not self.last_step + self.interval <= self.planned_steps
 
     def curve(self, metric: str, against: str = "timesteps") -> tuple[np.ndarray, np.ndarray]:
         """
@@ -66,11 +70,17 @@ class Run:
     def until(self, steps: int) -> "Run | None":
         """:return: the run as if it had ended at this step; None if there was no evaluation by then"""
         evaluations = self.evaluations[self.evaluations["timesteps"] <= steps]
-        return replace(self, evaluations=evaluations, planned_steps=steps) if len(evaluations) else None
+        planned = min(self.planned_steps, steps)
+        return replace(self, evaluations=evaluations, planned_steps=planned) if len(evaluations) else None
 
 
 class PlainLoader(yaml.SafeLoader):
     """rl-zoo3 saves arguments as Python objects. This reads the plain ones and calls nothing."""
+
+
+def unique(items: Iterable[Any]) -> list[Any]:
+    """:return: the items without repetitions, in the order of their first appearance"""
+    return list(dict.fromkeys(items))
 
 
 def plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> Any:
@@ -86,7 +96,7 @@ def saved_arguments(path: Path) -> dict[str, Any]:
     :param path: rl-zoo3's ``args.yml`` or ``config.yml``
     :return: what it holds; empty if there is no such file
     """
-    content = yaml.load(path.read_text(), Loader=PlainLoader) if path.is_file() else None  # noqa: S506
+    content = yaml.load(path.read_text(), Loader=PlainLoader) if path.is_file() else None
     return dict(content[0]) if content else {}
 
 
@@ -133,8 +143,8 @@ def read_evaluations(path: Path, label: str | None) -> Run:
     )
     return Run(
         variant=label or folder.parent.name,
-        environment=arguments.get("env", name[1]),
-        seed=int(arguments.get("seed", name[2] or 0)),
+        environment=str(arguments.get("env", name[1])),
+        seed=int(str(arguments.get("seed", name[2] or 0))),
         evaluations=evaluations,
         planned_steps=float(planned if planned > 0 else settings.get("n_timesteps", np.nan)),
         source=str(path),
@@ -165,30 +175,42 @@ def read_table(path: Path, label: str | None) -> list[Run]:
     for name in ("variant", "environment"):
         if table[name].isna().any():
             raise ValueError(f"{path}, line {table[name].isna().idxmax() + 2}: {name} is empty")
-    planned = planned_steps(path.with_suffix(".json"))
+    steps, known = read_report(path.with_suffix(".json"))
+    rows_of = dict(list(table.groupby(["variant", "environment", "seed"], sort=False)))
     alone = table["variant"].nunique() == 1
     runs = []
-    for (variant, environment, seed), rows in table.groupby(["variant", "environment", "seed"], sort=False):
-        evaluations = rows.drop(columns=["variant", "environment", "seed"]).sort_values("timesteps", ignore_index=True)
+    for key in unique([*rows_of, *known]):
+        variant, environment, seed = key
+        rows = rows_of.get(key, table.iloc[:0]).drop(columns=["variant", "environment", "seed"])
+        evaluations = rows.sort_values("timesteps", ignore_index=True)
         name = variant if label is None else label if alone else f"{label} {variant}"
-        runs.append(Run(name, environment, int(seed), evaluations, planned, str(path)))
+        runs.append(Run(name, environment, int(seed), evaluations, steps, str(path), *known.get(key, ())))
         if evaluations["timesteps"].duplicated().any():
             raise ValueError(f"{path} has two evaluations of {runs[-1].name} at the same step")
     return runs
 
 
-def planned_steps(path: Path) -> float:
+def read_report(path: Path) -> tuple[float, dict[tuple[str, str, int], tuple[str, tuple[str, ...]]]]:
     """
     :param path: a campaign's JSON
-    :return: environment steps of each run; NaN if there is no such file
-    :raises ValueError: if it is no JSON
+    :return: environment steps of each run, NaN if nobody says; by variant, environment and seed a run's status and machines
+    :raises ValueError: if it is not a campaign's
     """
     if not path.is_file():
-        return np.nan
+        return np.nan, {}
     try:
-        return float(json.loads(path.read_text()).get("steps", np.nan))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a campaign's JSON: {error}") from error
+        content = json.loads(path.read_text())
+        machines = [part["machine"] for part in content.get("made_with", [])]
+        runs = {
+            (run["variant"], run["environment"], int(run["seed"])): (
+                run.get("status", ""),
+                tuple(machines[number] for number in run.get("made_with", [])),
+            )
+            for run in content.get("runs", [])
+        }
+        return float(content.get("steps", np.nan)), runs
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"{path} is not a campaign's JSON: {error!r}") from error
 
 
 def with_planned_steps(runs: Sequence[Run]) -> list[Run]:

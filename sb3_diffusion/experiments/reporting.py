@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_choice, check_number
-from sb3_diffusion.experiments.comparison import RETURNS, Comparison, unique
+from sb3_diffusion.experiments.comparison import RETURNS, Comparison
 from sb3_diffusion.experiments.pictures import PICTURES, draw
-from sb3_diffusion.experiments.reading import Run, read
+from sb3_diffusion.experiments.reading import Run, read, unique
 from sb3_diffusion.experiments.tables import table
 
 DESCRIPTION = """

@@ -3,8 +3,8 @@ What a handful of runs says about algorithms: the statistics of Agarwal et al., 
 Statistical Precipice" (arXiv 2108.13264), put together from scipy's ``trim_mean``, ``mannwhitneyu`` and ``bootstrap``.
 
 Everywhere a task (an environment) is an array whose last axis counts its runs. scipy's bootstrap draws anew within each array
-that it is given, so giving it one array for each task and algorithm is the stratified bootstrap; seeds of two algorithms are not
-paired, because an equal seed makes two algorithms' runs no more alike than another one.
+that it is given, so giving it one array for each task and algorithm is the stratified bootstrap. Seeds of two algorithms are
+not paired: an equal seed makes their runs no more alike than any other.
 """
 
 import math

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from sb3_diffusion.experiments.comparison import Comparison, ranges, unique, words
+from sb3_diffusion.experiments.comparison import Comparison, ranges, words
+from sb3_diffusion.experiments.reading import unique
 from sb3_diffusion.experiments.statistics import Estimate
 
 NOTHING = "–"
@@ -50,12 +51,9 @@ def row(cells: Iterable[str]) -> str:
 def blocks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """:return: for each block of rows its title and its tasks: every task, then all that have a normalisation"""
     found = [(environment, [environment]) for environment in comparison.environments]
-    for metric in comparison.metrics:
-        if tasks := comparison.normalised_tasks(metric):
-            names = unique(score[0] for task in tasks if (score := comparison.score(task, metric)))
-            normalisation = "scores" if names == ["given"] else f"{' and '.join(names)}-normalised".replace("given", "own")
-            found.append((f"{len(tasks)} tasks, {normalisation}", tasks))
-            break
+    over_tasks = next((metric for metric in comparison.metrics if comparison.normalised_tasks(metric)), None)
+    if over_tasks is not None:
+        found.append((comparison.over_tasks(over_tasks), comparison.normalised_tasks(over_tasks)))
     return found
 
 
@@ -106,17 +104,23 @@ def table(comparison: Comparison) -> str:
                 first, hours = run_cells(comparison, variant, tasks)
                 lines.append(row([title, variant, *first, *cells, *([hours] if timed else [])]))
                 title = ""
-    return "\n".join([*lines, "", *notes(comparison, compared)]) + "\n"
+    return "\n".join([*lines, "", *notes(comparison, compared, timed)]) + "\n"
 
 
-def notes(comparison: Comparison, compared: bool) -> list[str]:
+def notes(comparison: Comparison, compared: bool, timed: bool) -> list[str]:
     """:return: what stands below a table"""
-    seeds = "; ".join(f"{variant}: {comparison.seeds(variant)}" for variant in comparison.variants)
+    having: dict[str, list[str]] = {}
+    for variant in comparison.variants:
+        having.setdefault(comparison.seeds(variant), []).append(variant)
+    seeds = "; ".join(f"{', '.join(variants)}: {seeds}" for seeds, variants in having.items())
     text = "Interquartile mean over seeds of the last evaluation [95 % stratified bootstrap interval]. "
     if compared:
         text += "**Bold**: the interval of the difference excludes 0, that of the probability 0.5. "
+    if timed:
+        text += "Hours: median over seeds. "
     counts = [len(comparison.select(v, e)) for v in comparison.variants for e in comparison.environments]
     if any(1 < count < FEW_SEEDS for count in counts):
         text += f"With fewer than {FEW_SEEDS} seeds such intervals are too short, and bold means little. "
     problems = [f"* {sentence}" for sentence in comparison.problems()]
-    return [text + f"Seeds: {seeds}.", *([""] if problems else []), *problems]
+    text += f"{seeds}." if len(having) > 1 else f"All: {next(iter(having))}."
+    return [text, *([""] if problems else []), *problems]
