@@ -69,9 +69,7 @@ def convert_hyperparams(algo: str, sampled_params: dict[str, Any]) -> dict[str, 
     :return: arguments of the algorithm
     """
     others = {name: value for name, value in sampled_params.items() if name != "diffusion_steps"}
-    return with_diffusion_steps(
-        algo, HYPERPARAMS_CONVERTER[SEARCHED_LIKE[algo]](others), sampled_params["diffusion_steps"]
-    )
+    return with_diffusion_steps(algo, HYPERPARAMS_CONVERTER[SEARCHED_LIKE[algo]](others), sampled_params["diffusion_steps"])
 
 
 def register() -> None:

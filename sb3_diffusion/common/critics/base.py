@@ -71,7 +71,10 @@ class Critics(OffPolicyAlgorithm):
     critic: Any
 
     def _check_critics(self) -> None:
-        """:raises ValueError: for a critic of another kind, built by the policy's ``make_critic``"""
+        """
+        :raises ValueError: for a critic of another kind, built by the policy's ``make_critic``, and for arguments of this kind
+            that are out of range
+        """
         if not isinstance(self.critic, self.critic_class):
             raise ValueError(
                 f"policy={self.policy_class.__name__}: its make_critic builds {type(self.critic).__name__}, which "

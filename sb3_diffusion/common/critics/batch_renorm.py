@@ -41,6 +41,8 @@ def without_branches(critic: CrossQCritic) -> CrossQCritic:
     for module in critic.modules():
         if type(module) is BatchRenorm1d:
             module.__class__ = BranchlessBatchRenorm1d  # the same attributes, only another forward
+            # SB3's tools fill every tensor of a model with noise, which integers do not take.
+            module.steps = module.steps.float()  # type: ignore[operator]
     return critic
 
 

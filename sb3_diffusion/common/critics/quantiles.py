@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import BaseModel
 from sb3_diffusion.common.chains import SampledChains, TensorOrDict, Transitions
 from sb3_diffusion.common.critics.base import CriticEvaluation, CriticStates, soft_bellman_targets
 from sb3_diffusion.common.critics.twin import TargetNetworks
+from sb3_diffusion.common.validation import check_number
 
 
 class QuantileCritics(TargetNetworks):
@@ -19,6 +20,11 @@ class QuantileCritics(TargetNetworks):
 
     critic_class = Critic
     top_quantiles_to_drop_per_net: int
+
+    def _check_critics(self) -> None:
+        super()._check_critics()
+        n_dropped, most = self.top_quantiles_to_drop_per_net, self.critic.n_quantiles - 1
+        check_number("top_quantiles_to_drop_per_net", n_dropped, 0, most, integer=True)
 
     def _critic_evaluation(
         self, transitions: Transitions, states: TensorOrDict, chains: SampledChains, ent_coef: th.Tensor
