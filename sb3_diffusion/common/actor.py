@@ -269,8 +269,10 @@ class DiffusionActor(Actor):
             return zeros, zeros
         latent_pi = self.latent_pi(features)
         location = self.mu(latent_pi)
-        log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
-        return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
+        if not isinstance(self.log_std, nn.Module):
+            # Not clamped: at its bound, which keep_scale_in_range takes it to, it would have no gradient, and stay there.
+            return location, self.log_std.expand_as(location)
+        return location, th.clamp(self.log_std(latent_pi), LOG_STD_MIN, LOG_STD_MAX)
 
     def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -304,7 +306,7 @@ class DiffusionActor(Actor):
 
     @th.no_grad()
     def keep_scale_in_range(self) -> None:
-        """For a read-out whose scale is a parameter: beyond the bounds it would have no gradient, and stay there."""
+        """For a read-out whose scale is a parameter: bring it back within SAC's bounds, where chains are finite."""
         if isinstance(getattr(self, "log_std", None), nn.Parameter):
             self.log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
