@@ -15,9 +15,9 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
+from sb3_diffusion.diffppo.actor import ChainActor, DecisionKernels
 
 
 class ChainEvaluation(NamedTuple):
@@ -136,7 +136,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """Instead of SB3's networks: its ``_build`` would make, and count among the parameters, a Gaussian actor."""
         arch = self.net_arch
         actor_arch, critic_arch = (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
-        self.actor = DiffusionActor(
+        self.actor = ChainActor(
             self.observation_space,
             self.action_space,  # type: ignore[arg-type]
             actor_arch,
@@ -145,7 +145,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             self.activation_fn,
             use_sde=self.use_sde,
             normalize_images=self.normalize_images,
-            state_dependent_scale=False,
             **self.diffusion_kwargs,
         )
         diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
