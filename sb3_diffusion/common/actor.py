@@ -78,11 +78,14 @@ def cheap_without_gradients(method: Callable[[AnyActor, th.Tensor], Tensors]) ->
 
     @wraps(method)
     def call(self: AnyActor, features: th.Tensor) -> Tensors:
-        if th.is_grad_enabled() or th.jit.is_tracing():
+        # Compiled code keeps views of buffers for later calls, which must not be tensors of inference mode.
+        if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
             return method(self, features)
         with th.inference_mode():
-            result = method(self, features)
-        return result.clone() if isinstance(result, th.Tensor) else type(result)(*(part.clone() for part in result))
+            result: Any = method(self, features)
+        if isinstance(result, tuple):
+            return type(result)(*(part.clone() for part in result))  # type: ignore[return-value]
+        return result.clone()
 
     return call
 

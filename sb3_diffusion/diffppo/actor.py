@@ -1,6 +1,6 @@
 """The actor of DiffPPO: whole chains as sequences of decisions (docs/method.md, "DiffPPO")."""
 
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch as th
@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DiffusionActor, cheap_without_gradients
+from sb3_diffusion.common.scaling import BoxScalingMixin
 from sb3_diffusion.diffusion import (
+    KernelTables,
     gaussian_log_prob,
     log_det_tanh,
     noising_log_prob,
@@ -32,7 +34,52 @@ class DecisionKernels(NamedTuple):
     noising_log_prob: th.Tensor
 
 
-class ChainActor(DiffusionActor):
+class Decisions(NamedTuple):
+    """
+    κ reverse steps of each of B chains ``a^0 … a^K`` and, in the last column, the first decision: ``before`` (B, κ + 1, d),
+    the ``a^k`` that a decision starts from, zeros in the last column; ``taken`` (B, κ + 1, d), what was decided, ``a^{k-1}``,
+    in the last column ``a^K``; ``steps`` k, (B, κ + 1) or (κ + 1,) for all chains, K + 1 in the last column.
+    """
+
+    before: th.Tensor
+    taken: th.Tensor
+    steps: th.Tensor
+
+
+def decisions_of(chains: th.Tensor, steps: th.Tensor | None = None) -> Decisions:
+    """
+    :param chains: (B, K + 1, d), ``a^0 … a^K``
+    :param steps: k, (B, κ) of the reverse steps 1 … K of each chain; None: all of them
+    :return: these steps and the first decision
+    """
+    n = chains.shape[1]
+    before, taken = F.pad(chains[:, 1:], (0, 0, 0, 1)), th.cat([chains[:, :-1], chains[:, -1:]], dim=1)
+    if steps is None:
+        return Decisions(before, taken, th.arange(1, n + 1, device=chains.device))
+    steps = F.pad(steps, (0, 1), value=n)
+    rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
+    return Decisions(before[rows, steps - 1], taken[rows, steps - 1], steps)
+
+
+class LatentsAndHeads(NamedTuple):
+    """Sampled ``x^0 … x^K`` (B, K + 1, d) and the heads ``f`` and ``g`` of the K steps, (B, K, d), in the order of k."""
+
+    latents: th.Tensor
+    drift: th.Tensor
+    log_scale: th.Tensor
+
+
+class DecidedChains(NamedTuple):
+    """Sampled ``chains`` (B, K + 1, d), ``a^0 … a^K``, with the fields of :class:`DecisionKernels` for all their decisions."""
+
+    chains: th.Tensor
+    mean: th.Tensor
+    log_std: th.Tensor
+    log_prob: th.Tensor
+    noising_log_prob: th.Tensor
+
+
+class ChainActor(BoxScalingMixin, DiffusionActor):
     """
     :class:`~sb3_diffusion.common.actor.DiffusionActor` whose read-out's scale ``c`` is a parameter per action dimension, as
     PPO's standard deviation, and which evaluates given chains decision by decision. The parameters are the same.
@@ -58,47 +105,79 @@ class ChainActor(DiffusionActor):
             self.log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
     @cheap_without_gradients
-    def sample_chains(self, features: th.Tensor) -> th.Tensor:
+    def _sampled_latents_and_heads(self, features: th.Tensor) -> LatentsAndHeads:
+        heads: list[tuple[th.Tensor, th.Tensor]] = []
+        denoiser = self._chain_denoiser(features)
+
+        def remembering(latents: th.Tensor, k: int) -> tuple[th.Tensor, th.Tensor]:
+            heads.append(denoiser(latents, k))
+            return heads[-1]
+
+        latents = sample_latents(remembering, self.schedule(), self.prior_std, self._chain_noise(features))
+        drifts, log_scales = zip(*heads[::-1], strict=True)
+        return LatentsAndHeads(*(th.stack(parts, dim=1) for parts in (latents, drifts, log_scales)))
+
+    def sample_decisions(self, features: th.Tensor) -> DecidedChains:
         """
-        The chains of :meth:`sample` for the same random numbers, as sequences of decisions ``a^k = m + c x^k``. They stay what
-        was decided, whatever later read-outs make of ``x^k``. The first decision, ``a^K``, has the density
-        ``N(m, (c ν)²)``; the last is the action before it is squashed.
+        The chains of :meth:`sample` for the same random numbers, as sequences of decisions ``a^k = m + c x^k``, with the
+        kernels by which they were decided. The ``a^k`` stay what was decided, whatever later read-outs make of ``x^k``. The
+        first decision, ``a^K``, has the density ``N(m, (c ν)²)``; the last is the action before it is squashed.
 
         :param features: (B, features_dim)
-        :return: (B, K + 1, d), ``a^0 … a^K``
+        :return: chains and kernels
         """
-        noise = self._chain_noise(features)
-        latents = sample_latents(self._chain_denoiser(features), self.schedule(), self.prior_std, noise)
-        location, log_scale = self.readout(features)
-        return read_out(th.stack(latents, dim=1), location.unsqueeze(1), log_scale.unsqueeze(1))
+        latents, drift, log_scale = self._sampled_latents_and_heads(features)
+        location, readout_log_scale = (head.unsqueeze(1) for head in self.readout(features))
+        chains = read_out(latents, location, readout_log_scale)
+        kernels = self._decision_kernels(decisions_of(chains), location, readout_log_scale, lambda *_: (drift, log_scale))
+        return DecidedChains(chains, *kernels)
 
-    def evaluate_decisions(self, features: th.Tensor, chains: th.Tensor, steps: th.Tensor) -> DecisionKernels:
+    def evaluate_decisions(self, features: th.Tensor, decisions: Decisions) -> DecisionKernels:
         """
         The kernels of given decisions. All of them depend on the read-out: the networks and both kernels see
         ``x^k = (a^k - m) / c``.
 
         :param features: (B, features_dim)
-        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param steps: k, (B, κ), or (κ,) for all chains
-        :return: the kernels of these κ reverse steps and of the first decision
+        :param decisions: of (B, κ + 1)
+        :return: their kernels
         """
-        tables = self.schedule().at(steps)
         location, readout_log_scale = (head.unsqueeze(1) for head in self.readout(features))
-        chains = (chains - location) * th.exp(-readout_log_scale)
-        rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
-        first, latents, previous = chains[:, -1:], chains[rows, steps], chains[rows, steps - 1]
-        drift, log_scale = self.denoise(self.denoiser.condition(features).unsqueeze(1), latents, steps)
-        mean = th.cat([reverse_mean(latents, drift, tables), th.zeros_like(first)], dim=1)
-        log_std = th.cat([tables.noise_std.log() + log_scale, th.full_like(first, math.log(self.prior_std))], dim=1)
-        residual = (th.cat([previous, first], dim=1) - mean) * th.exp(-log_std)
+        condition = self.denoiser.condition(features).unsqueeze(1)
+        return self._decision_kernels(
+            decisions, location, readout_log_scale, lambda latents, steps: self.denoise(condition, latents, steps)
+        )
+
+    def _decision_kernels(
+        self,
+        decisions: Decisions,
+        location: th.Tensor,
+        readout_log_scale: th.Tensor,
+        heads: Callable[[th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor]],
+    ) -> DecisionKernels:
+        """
+        :param heads: ``f`` and ``g`` (B, κ, d) of the latents ``x^k`` (B, κ, d) and their steps, which are all but the last
+        """
+        steps = decisions.steps
+        tables = self._decision_tables().at(steps)
+        before, taken = ((actions - location) * th.exp(-readout_log_scale) for actions in decisions[:2])
+        drift, log_scale = (F.pad(head, (0, 0, 0, 1)) for head in heads(before[:, :-1], steps[..., :-1]))
+        mean = reverse_mean(before, drift, tables)
+        log_std = tables.noise_std.log() + log_scale
+        residual = (taken - mean) * th.exp(-log_std)
         log_std = log_std + readout_log_scale
-        noising = noising_log_prob(latents, previous, tables) - readout_log_scale.sum(dim=-1)
+        noising = noising_log_prob(before, taken, tables) - readout_log_scale.sum(dim=-1)
         return DecisionKernels(
             read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
             log_std.detach(),
             gaussian_log_prob(residual, log_std),
-            F.pad(noising, (0, 1)),
+            F.pad(noising[:, :-1], (0, 1)),
         )
+
+    def _decision_tables(self) -> KernelTables:
+        """The schedule's K rows and that of the first decision, ``N(0, ν²)`` whatever came before."""
+        retain, noise_std, drift_scale = self.schedule()
+        last = (0, 0, 0, 1)
+        return KernelTables(F.pad(retain, last), F.pad(noise_std, last, value=self.prior_std), F.pad(drift_scale, last))
 
     def path_log_prob(self, chains: th.Tensor, kernels: DecisionKernels) -> th.Tensor:
         """
@@ -106,8 +185,8 @@ class ChainActor(DiffusionActor):
         the first decision: for k = K, and for that decision itself, the path log-probability of :meth:`sample`. For an
         untrained "vp" diffusion it is the same at every k, the log-probability of the action.
 
-        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param kernels: of all K steps, as :meth:`evaluate_decisions` gives them
+        :param chains: (B, K + 1, d), ``a^0 … a^K``
+        :param kernels: of all their decisions
         :return: (B, K + 1) in nats
         """
         come = (kernels.log_prob - kernels.noising_log_prob)[:, :-1].cumsum(dim=1)
