@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL_ON_POLICY, scatter_weights
-from envs_for_tests import AnyActionEnv, AnyObservationEnv, AsDict, CountingExtractor, SmallImageExtractor, StrictBoxEnv
+from envs_for_tests import (
+    AnyActionEnv,
+    AnyObservationEnv,
+    AsDict,
+    BatchNormDropoutExtractor,
+    CountingExtractor,
+    SmallImageExtractor,
+    StrictBoxEnv,
+)
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -596,7 +604,7 @@ def test_log_probabilities_are_those_of_the_policy_that_acted_whatever_a_callbac
 
 @pytest.mark.parametrize("frozen", ["actor", "critic"])
 def test_a_frozen_part_stays_as_it_is_and_the_other_one_learns(frozen: str) -> None:
-    model = make(policy_kwargs=dict(share_features_extractor=False, features_extractor_class=CountingExtractor))
+    model = make(policy_kwargs=dict(share_features_extractor=False, features_extractor_class=CountingExtractor)).learn(16)
     extractors = {"actor": model.policy.pi_features_extractor, "critic": model.policy.vf_features_extractor}
     parts = {name: [*getattr(model.policy, name).parameters(), *extractors[name].parameters()] for name in extractors}
     for parameter in parts[frozen]:
@@ -1071,6 +1079,118 @@ def test_spaces_and_policies_without_a_diffusion_are_refused() -> None:
         make(AsDict(StrictBoxEnv()), "MultiInputPolicy", rollout_buffer_class=ChainRolloutBuffer)
     with pytest.raises(ValueError, match=r"log_std_init=-1.*state_dependent_readout"):
         make(policy_kwargs=dict(log_std_init=-1, state_dependent_readout=False))
+
+
+@pytest.mark.parametrize("name", ["_build_mlp_extractor", "_get_action_dist_from_latent"])
+def test_a_subclass_with_a_hook_that_has_no_effect_is_refused(name: str) -> None:
+    subclass = type("OwnPolicy", (DiffusionActorCriticPolicy,), {name: lambda self, *args: None})
+    with pytest.raises(TypeError, match=rf"OwnPolicy\.{name} would have no effect.*instead"):
+        make(policy=subclass)
+
+
+@pytest.mark.parametrize("name", ["mlp_extractor", "action_net", "value_net"])
+def test_an_assigned_network_that_has_no_effect_is_refused(name: str) -> None:
+    policy = make().policy
+    with pytest.raises(AttributeError, match=f"{name} would have no effect.*instead"):
+        setattr(policy, name, th.nn.Linear(3, 3))
+    assert not hasattr(policy, name)
+
+
+def test_the_log_std_of_ppo_is_the_log_scale_of_the_read_out() -> None:
+    model = make(policy_kwargs=dict(log_std_init=-0.5))
+    policy = model.policy
+    assert policy.log_std.tolist() == [-0.5, -0.5]
+    policy.log_std = th.nn.Parameter(th.tensor([-1.0, -2.0]))
+    assert policy.actor.log_std.tolist() == [-1.0, -2.0]
+    spread = policy.actor.sample_decisions(th.zeros(20_000, 3)).chains[:, 0].std(dim=0)
+    assert spread.tolist() == pytest.approx([math.exp(-1), math.exp(-2)], rel=0.03)
+    model.learn(16)
+    assert policy.log_std.tolist() != [-1.0, -2.0] and "log_std" not in policy.state_dict()
+    policy.log_std = th.nn.Parameter(th.tensor([-1.0, -2.0]), requires_grad=False)
+    model.learn(16)
+    assert policy.actor.log_std.tolist() == [-1.0, -2.0]
+    with pytest.raises(ValueError, match=r"log_std of shape \(3,\) must have shape \(2,\)"):
+        policy.log_std = th.zeros(3)
+    without = make(policy_kwargs=dict(state_dependent_readout=False)).policy
+    assert not hasattr(without, "log_std")
+    with pytest.raises(AttributeError, match="state_dependent_readout"):
+        without.log_std = th.zeros(2)
+
+
+def test_a_net_arch_in_a_list_is_unpacked_with_sb3s_warning() -> None:
+    with pytest.warns(UserWarning, match="pass directly a dictionary"):
+        policy = make(policy_kwargs=dict(net_arch=[dict(pi=[8], vf=[12])])).policy
+    assert policy.actor.denoiser.step_table.weight.shape[1] == 8 and policy.critic.step_table.weight.shape[1] == 12
+    for wrong in ([dict(pi=[8], qf=[8])], [dict(pi=[8]), 8], [8, dict(pi=[8])]):
+        with pytest.raises(ValueError, match="net_arch"):
+            make(policy_kwargs=dict(net_arch=wrong))
+
+
+@pytest.mark.parametrize("name", ["ent_coef", "learning_rate", "clip_range", "clip_range_vf", "vf_coef", "gamma", "target_kl"])
+def test_numbers_may_be_numpys(name: str) -> None:
+    given, plain = (make(**{name: number}).learn(16) for number in (np.float32(0.25), 0.25))
+    assert th.equal(weights(given), weights(plain))
+
+
+# --- Networks of its own ---
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_actor_and_critic_each_see_the_features_of_their_own_extractor(share: bool) -> None:
+    policy = collect(
+        make(policy_kwargs=dict(features_extractor_class=CountingExtractor, share_features_extractor=share))
+    ).policy
+    observations = th.randn(6, 3)
+    with th.no_grad():
+        chains = policy(observations)[2].chains
+
+    def seen() -> dict[str, list[th.Tensor]]:
+        th.manual_seed(0)
+        actions, state_values, recorded = policy(observations)
+        evaluated = policy.evaluate_chains(observations, chains)
+        predicted = policy.predict_values(observations)
+        actor = [actions, policy._predict(observations, deterministic=True), *evaluated.kernels, recorded.log_std]
+        return {"actor": actor, "critic": [state_values, predicted, evaluated.values]}
+
+    extractors = {"actor": policy.pi_features_extractor, "critic": policy.vf_features_extractor}
+    for name, extractor in extractors.items():
+        with th.no_grad():
+            before = seen()
+            extractor.linear[1].weight.mul_(-1.0)
+            after = seen()
+        for part in extractors:
+            for earlier, later in zip(before[part], after[part], strict=True):
+                assert (share or part == name) != th.allclose(earlier, later)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("trained", ["actor", "critic"])
+def test_the_losses_of_actor_and_critic_train_their_own_extractor(
+    share: bool, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the loss of one of them alone, the other's extractor stays as it is, unless both have one."""
+    policy_kwargs = dict(features_extractor_class=CountingExtractor, share_features_extractor=share)
+    kwargs: dict[str, Any] = dict(ent_coef=0.0, vf_coef=0.0) if trained == "actor" else dict(ent_coef=0.0)
+    model = collect(make(policy_kwargs=policy_kwargs, normalize_advantage=False, **kwargs))
+    if trained == "critic":
+        monkeypatch.setattr(ChainRolloutSamples, "advantages", property(lambda data: th.zeros_like(data.returns)))
+    extractors = {"actor": model.policy.pi_features_extractor, "critic": model.policy.vf_features_extractor}
+    before = {name: extractor.linear[1].weight.clone() for name, extractor in extractors.items()}
+    model.train()
+    for name, extractor in extractors.items():
+        assert th.equal(extractor.linear[1].weight, before[name]) != (share or name == trained)
+
+
+def test_extractors_are_in_training_mode_while_training_and_in_evaluation_mode_while_acting() -> None:
+    model = make(policy_kwargs=dict(features_extractor_class=BatchNormDropoutExtractor))
+    extractor = model.policy.pi_features_extractor
+    modes: list[tuple[bool, bool]] = []
+    extractor.register_forward_hook(lambda module, *_: modes.append((module.training, th.is_grad_enabled())))
+    model.learn(32)
+    assert len(modes) > 32 and {training for training, _ in modes} == {True, False}
+    assert all(training == with_gradients for training, with_gradients in modes)
+    assert extractor.batch_norm.num_batches_tracked == 2 * 2 * 2  # rollouts, epochs, minibatches
+    assert extractor.batch_norm.running_mean.abs().max() > 1e-3
 
 
 # --- Learning ---

@@ -214,11 +214,11 @@ class DiffusionActorCriticPolicy(BoxScalingMixin, ActorCriticPolicy):
 
         :raises AttributeError: without the state-dependent read-out, where there is none
         """
-        if not self.actor.state_dependent_readout:
-            raise AttributeError("without state_dependent_readout there is no log_std: set prior_std")
         return self.actor.log_std  # type: ignore[return-value]
 
     def _set_log_std(self, value: th.Tensor) -> None:
+        if not self.actor.state_dependent_readout:
+            raise AttributeError("without state_dependent_readout there is no log_std; set prior_std instead")
         log_std = self.log_std
         if value.shape != log_std.shape:
             raise ValueError(f"log_std of shape {tuple(value.shape)} must have shape {tuple(log_std.shape)}")
