@@ -1,7 +1,9 @@
 """Saving, loading, copying: everything that training has changed survives, and nothing else does."""
 
 import io
+import os
 import pickle
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,6 +196,49 @@ def test_saving_through_a_symbolic_link_writes_its_target(trained: Any, tmp_path
     trained.save(tmp_path / "latest")
     assert (tmp_path / "latest.zip").is_symlink()
     assert type(trained).load(tmp_path / "target").num_timesteps == 20
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_saving_again_keeps_the_permissions_of_a_file(trained: Any, tmp_path: Path, mode: int) -> None:
+    for save, name in ((trained.save, "model.zip"), (trained.save_replay_buffer, "buffer.pkl")):
+        save(tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask()
+        (tmp_path / name).chmod(mode)
+        save(tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def test_a_write_protected_file_is_not_replaced(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained.save(tmp_path / "model")
+    earlier = (tmp_path / "model.zip").read_bytes()
+    # As for another user than root, whom no permission stops
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"model\.zip"):
+        trained.save(tmp_path / "model")
+    assert (tmp_path / "model.zip").read_bytes() == earlier
+
+
+def test_a_hard_link_to_an_earlier_file_keeps_its_content(trained: Any, tmp_path: Path) -> None:
+    trained.save(tmp_path / "model")
+    os.link(tmp_path / "model.zip", tmp_path / "backup.zip")
+    earlier = (tmp_path / "backup.zip").read_bytes()
+    trained.train(1, 8)
+    trained.save(tmp_path / "model")
+    assert (tmp_path / "backup.zip").read_bytes() == earlier != (tmp_path / "model.zip").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".zip", "a." + "b" * 253])
+def test_any_name_that_the_file_system_takes_can_be_saved_to(trained: Any, tmp_path: Path, name: str) -> None:
+    trained.save(tmp_path / name)
+    assert type(trained).load(tmp_path / name).num_timesteps == 20
+    trained.save_replay_buffer(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_saving_and_loading_need_no_warning(trained: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

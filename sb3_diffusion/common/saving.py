@@ -1,8 +1,11 @@
 """Saving that cannot destroy an earlier file."""
 
+import errno
 import io
 import os
 import pathlib
+import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +16,18 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import TensorDict
 
+LONGEST_SUFFIX = 32  # of a temporary name
+
 
 @contextmanager
 def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     """
-    A temporary path beside ``path`` that takes its place only if the block succeeds.
+    A temporary path beside ``path`` that takes its place only if the block succeeds. An earlier file's permissions stay. Other
+    hard links to it keep the earlier content: what is replaced is the name, so that no moment leaves half a file.
 
     :param path: the target; ``suffix`` is added where it has none, as SB3 does
     :param suffix: with the dot
+    :raises PermissionError: if the earlier file is write-protected
     """
     target = pathlib.Path(path)
     if not target.suffix:
@@ -29,9 +36,14 @@ def replacing(path: str | pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     while target.is_dir():  # SB3's way out when a folder has the name
         target = target.with_name(target.name + "_2")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    # Short, where the target's own name has no room for more
+    temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix[:LONGEST_SUFFIX]}")
     try:
         yield temporary
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
