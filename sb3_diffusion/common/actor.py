@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import DiffusionStateMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
@@ -127,7 +128,7 @@ def cut_share(values: th.Tensor) -> th.Tensor:
     return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
 
 
-class DiffusionActor(Actor):
+class DiffusionActor(DiffusionStateMixin, Actor):
     """
     A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
     With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
+from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
 
 
@@ -30,7 +31,7 @@ class ChainEvaluation(NamedTuple):
     kernels: DecisionKernels
 
 
-class DiffusionActorCriticPolicy(ActorCriticPolicy):
+class DiffusionActorCriticPolicy(DiffusionStateMixin, ActorCriticPolicy):
     """
     PPO's policy class with a diffusion actor (arXiv 2512.02019; docs/method.md, "DiffPPO"). Where SB3 speaks of the
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
@@ -78,6 +79,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
     ) -> None:
+        refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps,
             prior_std=prior_std,

@@ -18,10 +18,11 @@ from torch import nn
 
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
+from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 from sb3_diffusion.common.validation import check_network_arguments, check_number
 
 
-class DiffusionSACPolicy(SACPolicy):
+class DiffusionSACPolicy(DiffusionStateMixin, SACPolicy):
     """
     SAC's policy class with a diffusion actor. Works in :class:`~sb3_diffusion.DiffSAC` (one reverse step of gradient) and in
     SB3's own ``SAC(DiffusionSACPolicy, env)`` (gradient through the whole chain).
@@ -63,6 +64,7 @@ class DiffusionSACPolicy(SACPolicy):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
     ) -> None:
+        refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps,
             prior_std=prior_std,
