@@ -472,7 +472,7 @@ def test_weights_of_another_number_of_diffusion_steps_are_refused_in_one_sentenc
         lambda: other.policy.actor.load_state_dict(saved.policy.actor.state_dict()),
     ):
         with pytest.raises(
-            ValueError, match="^These are weights of a policy with diffusion_steps=8; this one has .*=4"
+            ValueError, match=r"^These are weights of a policy with diffusion_steps=8; this one has .*=4"
         ) as info:
             load()
         assert len(str(info.value).splitlines()) == 1

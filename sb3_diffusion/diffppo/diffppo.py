@@ -27,6 +27,7 @@ from sb3_diffusion.common.validation import (
     check_schedule,
     scheduled,
     wants_sde,
+    with_hints,
     without_sde,
 )
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
@@ -89,6 +90,7 @@ class DiffPPO(SafeSaveMixin, PPO):
     rollout_buffer: ChainRollouts
     _ent_coef_schedule: FloatSchedule
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionActorCriticPolicy],

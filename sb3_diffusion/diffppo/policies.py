@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -18,7 +18,13 @@ from torch.nn import functional as F
 from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
-from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
+from sb3_diffusion.common.validation import (
+    check_choice,
+    check_network_arguments,
+    check_number,
+    warn_without_effect,
+    with_hints,
+)
 
 
 class ChainEvaluation(NamedTuple):
@@ -45,11 +51,14 @@ class DiffusionActorCriticPolicy(DiffusionStateMixin, ActorCriticPolicy):
     :param use_expln: only for gSDE, without effect
     :param log_std_init: initial log-scale of the read-out, from -20 to 2; must be 0 without the state-dependent one
     :param net_arch: as in SB3, with 64 x 64 as the default for images too
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
     all_steps: th.Tensor
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -63,7 +72,7 @@ class DiffusionActorCriticPolicy(DiffusionStateMixin, ActorCriticPolicy):
         full_std: bool = True,
         use_expln: bool = False,
         squash_output: bool = True,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
@@ -92,8 +101,11 @@ class DiffusionActorCriticPolicy(DiffusionStateMixin, ActorCriticPolicy):
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
         )
+        warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
         check_choice("ortho_init", ortho_init, (False, True))
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_network_arguments(
             net_arch,
             activation_fn,
@@ -265,12 +277,10 @@ MlpPolicy = DiffusionActorCriticPolicy
 class CnnPolicy(DiffusionActorCriticPolicy):
     """:class:`DiffusionActorCriticPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionActorCriticPolicy):
     """:class:`DiffusionActorCriticPolicy` with ``CombinedExtractor`` as the default features extractor: Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

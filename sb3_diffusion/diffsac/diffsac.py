@@ -28,6 +28,7 @@ from sb3_diffusion.common.validation import (
     check_schedule,
     scheduled,
     wants_sde,
+    with_hints,
     without_sde,
 )
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
@@ -194,6 +195,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
     actor: DiffusionActor
     diffusion_value: StepConditionedMLP | None
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionSACPolicy],

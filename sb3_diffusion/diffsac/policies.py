@@ -1,7 +1,7 @@
 """Policies of DiffSAC: SAC's critics, a diffusion actor, and the diffusion value function."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -19,7 +19,7 @@ from torch import nn
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
-from sb3_diffusion.common.validation import check_network_arguments, check_number
+from sb3_diffusion.common.validation import check_network_arguments, check_number, warn_without_effect, with_hints
 
 
 class DiffusionSACPolicy(DiffusionStateMixin, SACPolicy):
@@ -30,12 +30,19 @@ class DiffusionSACPolicy(DiffusionStateMixin, SACPolicy):
     Parameters not listed are those of :class:`stable_baselines3.sac.policies.SACPolicy`; the diffusion's own are explained in
     :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
 
+    :param log_std_init: only for gSDE, without effect
+    :param use_expln: only for gSDE, without effect
+    :param clip_mean: only for gSDE, without effect
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
     actor: DiffusionActor
     diffusion_value: StepConditionedMLP | None
 
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -47,7 +54,7 @@ class DiffusionSACPolicy(DiffusionStateMixin, SACPolicy):
         log_std_init: float = -3,
         use_expln: bool = False,
         clip_mean: float = 2.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -76,7 +83,10 @@ class DiffusionSACPolicy(DiffusionStateMixin, SACPolicy):
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
         )
+        warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
         check_number("n_critics", n_critics, 1, integer=True)
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_network_arguments(
             net_arch,
             activation_fn,
@@ -166,12 +176,10 @@ MlpPolicy = DiffusionSACPolicy
 class CnnPolicy(DiffusionSACPolicy):
     """:class:`DiffusionSACPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionSACPolicy):
     """:class:`DiffusionSACPolicy` with ``CombinedExtractor`` as the default features extractor, for Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

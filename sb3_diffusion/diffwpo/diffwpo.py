@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_diffusion.common.actor import DiffusionActor
-from sb3_diffusion.common.validation import check_choice, check_number
+from sb3_diffusion.common.validation import check_choice, check_number, with_hints
 from sb3_diffusion.diffsac.diffsac import DiffSAC, Levels, SampledChains, TensorOrDict
 from sb3_diffusion.diffusion import gaussian_kl, gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
 from sb3_diffusion.diffwpo.policies import CnnPolicy, DiffusionWPOPolicy, MlpPolicy, MultiInputPolicy
@@ -76,6 +76,7 @@ class DiffWPO(DiffSAC):
     log_kl_coef: th.Tensor
     kl_coef_optimizer: th.optim.Adam
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionWPOPolicy],
