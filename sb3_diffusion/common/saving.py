@@ -19,6 +19,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
+from sb3_diffusion.common.finite import NotFinite, weights_not_finite
+
 SelfSafeSave = TypeVar("SelfSafeSave", bound="SafeSaveMixin")
 LONGEST_SUFFIX = 32  # of a temporary name
 OWN_ATTRIBUTE = "latents_per_state"  # All our algorithms have it and no other.
@@ -217,6 +219,10 @@ class SafeSaveMixin(BaseAlgorithm):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
+        """:raises NotFinite: for weights that are not finite, so that they cannot take a good file's place"""
+        problem = weights_not_finite(self.policy)
+        if problem is not None:
+            raise NotFinite(f"Nothing is saved: {problem}. To keep such weights, th.save(model.get_parameters(), …)")
         if not isinstance(path, (str, pathlib.Path)):
             return super().save(path, exclude, include)
         with replacing(path, ".zip") as temporary:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 from sb3_diffusion.common.validation import (
@@ -37,7 +38,7 @@ class ChainEvaluation(NamedTuple):
     kernels: DecisionKernels
 
 
-class DiffusionActorCriticPolicy(DiffusionStateMixin, ActorCriticPolicy):
+class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, ActorCriticPolicy):
     """
     PPO's policy class with a diffusion actor (arXiv 2512.02019; docs/method.md, "DiffPPO"). Where SB3 speaks of the
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.

@@ -17,12 +17,13 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 from sb3_diffusion.common.validation import check_network_arguments, check_number, warn_without_effect, with_hints
 
 
-class DiffusionSACPolicy(DiffusionStateMixin, SACPolicy):
+class DiffusionSACPolicy(FinitePredictionsMixin, DiffusionStateMixin, SACPolicy):
     """
     SAC's policy class with a diffusion actor. Works in :class:`~sb3_diffusion.DiffSAC` (one reverse step of gradient) and in
     SB3's own ``SAC(DiffusionSACPolicy, env)`` (gradient through the whole chain).
