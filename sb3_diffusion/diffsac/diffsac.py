@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.compiling import CompiledOrEager
+from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
@@ -153,7 +154,7 @@ Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
 Improvement = tuple[dict[str, th.Tensor], Gradients]
 
 
-class DiffSAC(SafeOffPolicySaveMixin, SAC):
+class DiffSAC(FiniteMixin, SafeOffPolicySaveMixin, SAC):
     """
     Soft actor-critic with a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffSAC").
 
@@ -363,7 +364,7 @@ class DiffSAC(SafeOffPolicySaveMixin, SAC):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not logged:
             return
-        for name, value in zip(losses, th.stack(logged).mean(dim=0).tolist(), strict=True):
+        for name, value in self.mean_losses(list(losses), logged):
             self.logger.record(f"train/{name}", value)
 
     def _evaluate(
