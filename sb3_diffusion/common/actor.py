@@ -12,7 +12,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import nn
 
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import DiffusionStateMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
@@ -114,7 +116,7 @@ def cut_share(values: th.Tensor) -> th.Tensor:
     return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
 
 
-class DiffusionActor(Actor):
+class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     """
     A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
     With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion

@@ -21,6 +21,7 @@ from sb3_diffusion.common.chains import (
 from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.critics import CriticStates
 from sb3_diffusion.common.diffusion_value import DiffusionValueMixin
+from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, gradients_of, trainable
 from sb3_diffusion.common.objectives import OBJECTIVES, Objective
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
@@ -40,7 +41,7 @@ Improvement = tuple[dict[str, th.Tensor], Gradients]
 SMALLEST_OWN_STATES = 1 / 16
 
 
-class DiffusionOffPolicyAlgorithm(SafeOffPolicySaveMixin, DiffusionValueMixin):
+class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, DiffusionValueMixin):
     """
     The training loop of an off-policy algorithm with a diffusion policy (docs/method.md, "DiffSAC").
 
@@ -179,10 +180,7 @@ class DiffusionOffPolicyAlgorithm(SafeOffPolicySaveMixin, DiffusionValueMixin):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if not logged:
-            return
-        means = th.stack([th.stack(values).mean() for values in logged.values()])
-        for name, value in zip(logged, means.tolist(), strict=True):
+        for name, value in self.mean_losses(logged):
             self.logger.record(f"train/{name}", value)
 
     def _replayed(self, batch_size: int) -> Transitions:

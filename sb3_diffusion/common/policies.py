@@ -1,14 +1,16 @@
 """What the policies of the off-policy algorithms share: a diffusion actor and the diffusion value."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, get_actor_critic_arch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import DiffusionStateMixin
 
 # The arguments of a policy that are its actor's own (DiffusionActor)
 DIFFUSION_ARGUMENTS = (
@@ -24,12 +26,13 @@ DIFFUSION_ARGUMENTS = (
 )
 
 
-class DiffusionPolicyMixin(BasePolicy):
+class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePolicy):
     """
     Replaces the actor of an off-policy policy class (SAC's, TQC's, CrossQ's) and adds ``diffusion_value``. A class sets
     ``diffusion_kwargs``, the :data:`DIFFUSION_ARGUMENTS`, before its base builds the networks.
     """
 
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
     actor: DiffusionActor
     critic: Any
     diffusion_value: StepConditionedMLP | None

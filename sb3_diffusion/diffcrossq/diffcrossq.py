@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_diffusion.common.critics import BatchRenormCritics
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
-from sb3_diffusion.common.validation import wants_sde, without_sde
+from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
 from sb3_diffusion.diffcrossq.policies import CnnPolicy, DiffusionCrossQPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffCrossQ = TypeVar("SelfDiffCrossQ", bound="DiffCrossQ")
@@ -39,6 +39,7 @@ class DiffCrossQ(DiffusionOffPolicyAlgorithm, BatchRenormCritics, CrossQ):
     }
     policy: DiffusionCrossQPolicy
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionCrossQPolicy],

@@ -9,7 +9,6 @@ from sb3_contrib.crossq.policies import Actor, CrossQCritic, CrossQPolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
-    FlattenExtractor,
     NatureCNN,
     get_actor_critic_arch,
 )
@@ -20,7 +19,14 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.critics import without_branches
 from sb3_diffusion.common.networks import fused_by_default
 from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
-from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
+from sb3_diffusion.common.saving import refuse_other_loaders
+from sb3_diffusion.common.validation import (
+    check_choice,
+    check_network_arguments,
+    check_number,
+    warn_without_effect,
+    with_hints,
+)
 
 
 class DiffusionCrossQActor(DiffusionActor):
@@ -38,9 +44,14 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are explained in
     :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
 
+    :param log_std_init: only for gSDE, without effect
+    :param use_expln: only for gSDE, without effect
+    :param clip_mean: only for gSDE, without effect
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -56,7 +67,7 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
         log_std_init: float = -3,
         use_expln: bool = False,
         clip_mean: float = 2.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -74,6 +85,10 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
         state_dependent_readout: bool = True,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
+        refuse_other_loaders()
+        warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_choice("batch_norm", batch_norm, (False, True))
         check_number("batch_norm_momentum", batch_norm_momentum, 0, 1, exclusive=True)
         check_number("batch_norm_eps", batch_norm_eps, 0, exclusive=True)
@@ -134,12 +149,10 @@ MlpPolicy = DiffusionCrossQPolicy
 class CnnPolicy(DiffusionCrossQPolicy):
     """:class:`DiffusionCrossQPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionCrossQPolicy):
     """:class:`DiffusionCrossQPolicy` with ``CombinedExtractor`` as the default features extractor, for Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_diffusion.common.critics import TwinCritics
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
-from sb3_diffusion.common.validation import wants_sde, without_sde
+from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
@@ -62,6 +62,7 @@ class DiffSAC(DiffusionOffPolicyAlgorithm, TwinCritics, SAC):
     }
     policy: DiffusionSACPolicy
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionSACPolicy],

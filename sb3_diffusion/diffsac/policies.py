@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
-    FlattenExtractor,
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import Schedule
@@ -17,7 +16,8 @@ from torch import nn
 
 from sb3_diffusion.common.networks import fused_by_default
 from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
-from sb3_diffusion.common.validation import check_network_arguments, check_number
+from sb3_diffusion.common.saving import refuse_other_loaders
+from sb3_diffusion.common.validation import check_network_arguments, check_number, warn_without_effect, with_hints
 
 
 class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
@@ -28,9 +28,14 @@ class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
     Parameters not listed are those of :class:`stable_baselines3.sac.policies.SACPolicy`; the diffusion's own are explained in
     :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
 
+    :param log_std_init: only for gSDE, without effect
+    :param use_expln: only for gSDE, without effect
+    :param clip_mean: only for gSDE, without effect
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -42,7 +47,7 @@ class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
         log_std_init: float = -3,
         use_expln: bool = False,
         clip_mean: float = 2.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -60,6 +65,10 @@ class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
         state_dependent_readout: bool = True,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
+        refuse_other_loaders()
+        warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_number("n_critics", n_critics, 1, integer=True)
         check_network_arguments(
             net_arch,
@@ -98,12 +107,10 @@ MlpPolicy = DiffusionSACPolicy
 class CnnPolicy(DiffusionSACPolicy):
     """:class:`DiffusionSACPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionSACPolicy):
     """:class:`DiffusionSACPolicy` with ``CombinedExtractor`` as the default features extractor, for Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_diffusion.common.critics import QuantileCritics
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
-from sb3_diffusion.common.validation import wants_sde, without_sde
+from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
 from sb3_diffusion.difftqc.policies import CnnPolicy, DiffusionTQCPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffTQC = TypeVar("SelfDiffTQC", bound="DiffTQC")
@@ -41,6 +41,7 @@ class DiffTQC(DiffusionOffPolicyAlgorithm, QuantileCritics, TQC):
     }
     policy: DiffusionTQCPolicy
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionTQCPolicy],

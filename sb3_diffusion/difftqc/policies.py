@@ -9,7 +9,6 @@ from sb3_contrib.tqc.policies import TQCPolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
-    FlattenExtractor,
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import Schedule
@@ -17,7 +16,8 @@ from torch import nn
 
 from sb3_diffusion.common.networks import fused_by_default
 from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
-from sb3_diffusion.common.validation import check_network_arguments, check_number
+from sb3_diffusion.common.saving import refuse_other_loaders
+from sb3_diffusion.common.validation import check_network_arguments, check_number, warn_without_effect, with_hints
 
 
 class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
@@ -28,9 +28,14 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
     Parameters not listed are those of :class:`sb3_contrib.tqc.policies.TQCPolicy`; the diffusion's own are explained in
     :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
 
+    :param log_std_init: only for gSDE, without effect
+    :param use_expln: only for gSDE, without effect
+    :param clip_mean: only for gSDE, without effect
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -42,7 +47,7 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
         log_std_init: float = -3,
         use_expln: bool = False,
         clip_mean: float = 2.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -61,6 +66,10 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
         state_dependent_readout: bool = True,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
+        refuse_other_loaders()
+        warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_number("n_quantiles", n_quantiles, 1, integer=True)
         check_number("n_critics", n_critics, 1, integer=True)
         check_network_arguments(
@@ -101,12 +110,10 @@ MlpPolicy = DiffusionTQCPolicy
 class CnnPolicy(DiffusionTQCPolicy):
     """:class:`DiffusionTQCPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionTQCPolicy):
     """:class:`DiffusionTQCPolicy` with ``CombinedExtractor`` as the default features extractor, for Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

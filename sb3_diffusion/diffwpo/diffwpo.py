@@ -19,7 +19,7 @@ from sb3_diffusion.common.objectives.wasserstein import (
     MIN_LOG_KL_COEF,
 )
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
-from sb3_diffusion.common.validation import check_choice, check_number, wants_sde, without_sde
+from sb3_diffusion.common.validation import check_choice, check_number, wants_sde, with_hints, without_sde
 from sb3_diffusion.diffwpo.policies import CnnPolicy, DiffusionWPOPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffWPO = TypeVar("SelfDiffWPO", bound="DiffWPO")
@@ -58,6 +58,7 @@ class DiffWPO(DiffusionOffPolicyAlgorithm, TwinCritics, SAC):
     log_kl_coef: th.Tensor
     kl_coef_optimizer: th.optim.Adam
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionWPOPolicy],

@@ -3,23 +3,27 @@ The library's algorithms in rl-zoo3.
 
 rl-zoo3 has no plug-in mechanism; its commands look ``--algo`` up in the dictionary ``rl_zoo3.ALGOS`` when they are called.
 ``python -m sb3_diffusion.train`` and ``python -m sb3_diffusion.enjoy`` put ours there and then call rl-zoo3's own commands.
-For ``-optimize`` it has two more dictionaries.
+For ``-optimize`` it has two more dictionaries. ``python -m rl_zoo3.train`` itself cannot know them.
 """
 
 import argparse
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import rl_zoo3
+import rl_zoo3.callbacks
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_diffusion
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
+from sb3_diffusion.zoo.callbacks import ParallelTrainCallback
 
-__all__ = ["ALGORITHMS", "hyperparameter_file", "register", "with_hyperparameter_file"]
+__all__ = ["ALGORITHMS", "ParallelTrainCallback", "has_display", "hyperparameter_file", "register", "with_hyperparameter_file"]
 
 # The keys are the class names in lower case: rl-zoo3 derives one from the other.
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
@@ -73,9 +77,13 @@ def convert_hyperparams(algo: str, sampled_params: dict[str, Any]) -> dict[str, 
 
 
 def register() -> None:
-    """Make our algorithms choices of ``--algo`` in every rl-zoo3 command called from now on in this process."""
+    """
+    Make our algorithms choices of ``--algo`` in every rl-zoo3 command called from now on in this process, and rl-zoo3's
+    ``ParallelTrainCallback``, as hyper-parameter files name it, one that trains them.
+    """
     # In place: the commands hold references to these very dictionaries.
     rl_zoo3.ALGOS.update(ALGORITHMS)
+    rl_zoo3.callbacks.ParallelTrainCallback = ParallelTrainCallback  # type: ignore[misc]
     for algo in ALGORITHMS:
         HYPERPARAMS_SAMPLER[algo] = partial(sample_hyperparams, algo)
         HYPERPARAMS_CONVERTER[algo] = partial(convert_hyperparams, algo)
@@ -92,6 +100,11 @@ def hyperparameter_file(algo: str) -> Path:
     installed = package / "hyperparams"
     # In a clone the folder lies beside the package.
     return (installed if installed.is_dir() else package.parent / "hyperparams") / f"{algo}.yml"
+
+
+def has_display() -> bool:
+    """:return: whether a window can be opened; without a display the rendering libraries end the process instead of failing"""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
 def with_hyperparameter_file(arguments: list[str]) -> list[str]:
