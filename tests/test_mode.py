@@ -12,8 +12,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 import sb3_diffusion.envs  # noqa: F401  (registers the environments)
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy
 from sb3_diffusion.common import DiffusionActor
-from sb3_diffusion.common.actor import cut_share
 from sb3_diffusion.diffusion import remaining_signal
+from sb3_diffusion.diffusion.mode import cut_share
 from sb3_diffusion.evaluation import sample_actions, total_variation
 
 
