@@ -267,7 +267,7 @@ class DiffusionActor(Actor):
         heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
         if not self.learn_variance:
             return heads, th.zeros_like(heads)
-        drift, log_scale = heads.split(self.action_dim, dim=-1)
+        drift, log_scale = th.split_with_sizes(heads, (self.action_dim, self.action_dim), dim=-1)
         return drift, log_scale
 
     def squash(self, actions: th.Tensor) -> th.Tensor:
@@ -299,7 +299,7 @@ class DiffusionActor(Actor):
         :param features: (B, features_dim)
         :return: (B, d), in [-1, 1] if squashed
         """
-        end = sample_end(self._chain_denoiser(features), self.schedule(), self.prior_std, self._chain_noise(features))
+        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, self._chain_noise(features))
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
@@ -437,12 +437,12 @@ class DiffusionActor(Actor):
         return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios - log_scale.sum(dim=-1)
 
     def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        """``x^0`` (B, n, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""
-        n_states, n_chains = condition.shape[0], noise.shape[1]
-        condition = condition.repeat_interleave(n_chains, dim=0)
-        noise = noise.repeat(1, n_states, 1)
-        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule(), self.prior_std, noise)
-        return ends.reshape(n_states, n_chains, -1)
+        """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""
+        n_chains, n_states = noise.shape[1], condition.shape[0]
+        condition = condition.repeat(n_chains, 1)
+        noise = noise.unsqueeze(2).expand(-1, -1, n_states, -1).flatten(1, 2)
+        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule, self.prior_std, noise)
+        return ends.unflatten(0, (n_chains, n_states))
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:

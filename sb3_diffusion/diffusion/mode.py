@@ -15,8 +15,8 @@ import torch as th
 N_PROBE_DIRECTIONS = 2
 PROBE_RADII = (0.35, 1.37)
 N_PROBES = 2 * N_PROBE_DIRECTIONS * len(PROBE_RADII)
-# Of the variance of their ends in some dimension, an affine function of the noise leaves 0 for a Gaussian, 0.25 where the noise
-# picks one of two equal points. A mixture whose mean is no mode left less in 1 of 500 trials (scripts of the tests' mixtures).
+# Of the variance of their ends in some dimension, an affine function of the noise leaves 0 for a Gaussian, and a quarter where
+# the noise picks one of two points.
 MAX_UNEXPLAINED_SHARE = 0.05
 # A dimension counts by the sum of its own variance and this share of the dimensions' mean: chains along two directions may
 # happen to hardly move in one.
@@ -33,7 +33,7 @@ MODE_CUT_SMALLEST = 4
 # A mode reaches some times as far from its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all
 # distances are alike.
 MODE_REACH_RATIO, MODE_REACH_MARGIN = 1.0, 5.0
-# States whose chains are run together: enough to keep the processor busy, few enough for their activations to stay in its cache.
+# States whose chains run together: enough to keep the processor busy, few enough for their activations to stay in its cache.
 PROBED_STATES, SEARCHED_STATES = 64, 16
 
 
@@ -76,12 +76,12 @@ def unexplained_share(ends: th.Tensor, residual: th.Tensor) -> th.Tensor:
     """
     The largest share, over the dimensions, of the variance of ``x^0`` that no affine function of the noise explains.
 
-    :param ends: (B, 8, d), ``x^0`` of the chains with :func:`probe_noise`
+    :param ends: (8, B, d), ``x^0`` of the chains with :func:`probe_noise`
     :param residual: (8, 8), :func:`probe_residual`
     :return: (B,), from 0 for a Gaussian policy to about 1; nan where all ends are the same
     """
-    unexplained = (residual @ ends).square().mean(dim=1)
-    variance = ends.var(dim=1, correction=0)
+    unexplained = (residual @ ends.flatten(1)).square().mean(dim=0).reshape(ends.shape[1:])
+    variance = ends.var(dim=0, correction=0)
     return (unexplained / (variance + UNEXPLAINED_DAMPING * variance.mean(dim=1, keepdim=True))).amax(dim=1)
 
 
@@ -150,7 +150,7 @@ def find_mode(
     :func:`mode_of_samples` of 64. Row by row a function of the state alone. Works in chunks, but for tracing, where their
     number would become a constant.
 
-    :param sample: the ends (B, n, d) of chains at states (B, …) with noise (K + 1, n, d)
+    :param sample: the ends (n, B, d) of chains at states (B, …) with noise (K + 1, n, d)
     :param states: (B, …), whatever ``sample`` takes
     :param probes: (K + 1, 8, d), :func:`probe_noise`
     :param residual: (8, 8), :func:`probe_residual`
@@ -166,12 +166,12 @@ def find_mode(
 
     def probe(chunk: th.Tensor) -> th.Tensor:
         ends = sample(chunk, probes)
-        return th.cat([ends.mean(dim=1), unexplained_share(ends, residual).unsqueeze(1)], dim=1)
+        return th.cat([ends.mean(dim=0), unexplained_share(ends, residual).unsqueeze(1)], dim=1)
 
     probed = in_chunks(probe, states, PROBED_STATES)
     centre, unexplained = probed[:, :-1], probed[:, -1]
     doubtful = (unexplained > MAX_UNEXPLAINED_SHARE).nonzero().squeeze(1)
     if not tracing and len(doubtful) == 0:
         return centre
-    found = in_chunks(lambda chunk: mode_of_samples(sample(chunk, noise)), states[doubtful], SEARCHED_STATES)
+    found = in_chunks(lambda chunk: mode_of_samples(sample(chunk, noise).transpose(0, 1)), states[doubtful], SEARCHED_STATES)
     return centre.index_put((doubtful,), found)
