@@ -1,6 +1,7 @@
 """Runs of a campaign: what their numbers depend on, and what they do not depend on."""
 
 import random
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,29 +31,29 @@ HER = {
 }
 NOISE = {"noise_type": "ornstein-uhlenbeck", "noise_std": 0.3, "n_envs": 2}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "diffwpo": ("Pendulum-v1", {"algo": "diffwpo", **small.OFF_POLICY}),
-    "diffppo": ("Pendulum-v1", {"algo": "diffppo", **ON_POLICY, "normalize": {"norm_reward": False}}),
+    "diffwpo": ("Short-v0", {"algo": "diffwpo", **small.OFF_POLICY}),
+    "diffppo": ("Short-v0", {"algo": "diffppo", **ON_POLICY, "normalize": {"norm_reward": False}}),
     "diffusion policy in SAC": (
-        "Pendulum-v1",
+        "Short-v0",
         {"algo": "sac", "policy": "sb3_diffusion.DiffusionSACPolicy", **small.OFF_POLICY},
     ),
-    "normalised n-step SAC": ("Pendulum-v1", {"algo": "sac", "n_steps": 3, "normalize": True, **small.OFF_POLICY}),
-    "gSDE": ("Pendulum-v1", {"algo": "sac", "use_sde": True, "train_freq": 8, "gradient_steps": 2, **small.OFF_POLICY}),
-    "episodes": ("BimodalBandit-v0", {"algo": "sac", "train_freq": [3, "episode"], "gradient_steps": -1, **small.OFF_POLICY}),
-    "hindsight": ("ReachGoal-v0", {"algo": "diffsac", **HER, **small.OFF_POLICY}),
+    "normalised n-step SAC": ("Short-v0", {"algo": "sac", "n_steps": 3, "normalize": True, **small.OFF_POLICY}),
+    "gSDE": ("Short-v0", {"algo": "sac", "use_sde": True, **small.OFF_POLICY, "train_freq": 8, "gradient_steps": 2}),
+    "episodes": ("BimodalBandit-v0", {"algo": "sac", **small.OFF_POLICY, "train_freq": [3, "episode"], "gradient_steps": -1}),
+    "hindsight": ("ReachGoal-v0", {"algo": "sac", **HER, **small.OFF_POLICY, "buffer_size": 500}),
     "little memory": (
-        "Pendulum-v1",
+        "Short-v0",
         {"algo": "sac", "replay_buffer_kwargs": {"handle_timeout_termination": False}, "optimize_memory_usage": True}
         | small.OFF_POLICY,
     ),
-    "full buffer": ("Pendulum-v1", {"algo": "sac", "buffer_size": 40, **small.OFF_POLICY}),
-    "td3 with noise": ("Pendulum-v1", {"algo": "td3", **NOISE, **small.OFF_POLICY}),
+    "full buffer": ("Short-v0", {"algo": "sac", "buffer_size": 40, **small.OFF_POLICY}),
+    "td3 with noise": ("Short-v0", {"algo": "td3", **NOISE, **small.OFF_POLICY}),
     "dqn": ("CartPole-v1", {"algo": "dqn", "learning_rate": "lin_1e-2", **small.OFF_POLICY}),
-    "crossq": ("Pendulum-v1", {"algo": "crossq", **small.OFF_POLICY}),
-    "tqc": ("Pendulum-v1", {"algo": "tqc", **small.OFF_POLICY}),
-    "recurrent": ("Pendulum-v1", {"algo": "ppo_lstm", **ON_POLICY, "policy": "MlpLstmPolicy", "n_envs": 2}),
-    "trpo": ("Pendulum-v1", {"algo": "trpo", "n_steps": 16, "batch_size": 16, **small.SMALL}),
-    "ars": ("Pendulum-v1", {"algo": "ars", "n_delta": 1, "policy": "LinearPolicy", "n_envs": 2}),
+    "crossq": ("Short-v0", {"algo": "crossq", **small.OFF_POLICY}),
+    "tqc": ("Short-v0", {"algo": "tqc", **small.OFF_POLICY}),
+    "recurrent": ("Short-v0", {"algo": "ppo_lstm", **ON_POLICY, "policy": "MlpLstmPolicy", "n_envs": 2}),
+    "trpo": ("Short-v0", {"algo": "trpo", "n_steps": 16, "batch_size": 16, **small.SMALL}),
+    "ars": ("Short-v0", {"algo": "ars", "n_delta": 1, "policy": "LinearPolicy", "n_envs": 2}),
 }
 
 
@@ -168,8 +169,9 @@ def test_evaluation_does_not_change_the_training(variant: str, tmp_path: Path) -
 def test_without_checkpoints_a_run_is_what_sb3_does(tmp_path: Path) -> None:
     run = small.campaign(tmp_path, {"sac": VARIANTS["sac"]}, seeds=[3], checkpoints={"every": 120}).runs[0]
     training.train(run)
-    settings = small.OFF_POLICY | {"policy_kwargs": {"net_arch": [8, 8]}}
-    model = SAC("MlpPolicy", make_vec_env("Pendulum-v1", seed=3), seed=3, device="cpu", **settings).learn(120)
+    model = SAC(
+        "MlpPolicy", make_vec_env(small.StrictBoxEnv, seed=3), seed=3, device="cpu", **deepcopy(small.OFF_POLICY)
+    ).learn(120)
     trained = parameters(run)
     assert all(th.equal(tensor, trained[name]) for name, tensor in model.policy.state_dict().items())
 
