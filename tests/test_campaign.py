@@ -73,6 +73,7 @@ def variant(**changes: Any) -> dict[str, Any]:
     return with_(variants={"sac": SAC | changes})
 
 
+CAMPAIGNS = sorted((Path(__file__).parent.parent / "benchmarks" / "campaigns").glob("*.yml"))
 WRONG: list[tuple[Any, list[str]]] = [
     ("a: [", ["is not YAML"]),
     ("steps: 3\nsteps: 4", ["'steps' is given twice"]),
@@ -359,3 +360,8 @@ def test_the_processes_of_runs_end_with_the_campaign_that_is_killed(tmp_path: Pa
     with locked(run, seconds_to_wait=20.0):  # which waits for the end of the run's process
         pass
     assert state_of(run).status == "partial" and not (Path(run.folder) / FAILURE).exists()
+
+
+@pytest.mark.parametrize("file", CAMPAIGNS, ids=lambda file: file.stem)
+def test_the_campaigns_of_the_repository_can_be_started(file: Path, tmp_path: Path) -> None:
+    assert read_campaign(file, tmp_path).runs
