@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sb3_diffusion.experiments.comparison import Comparison, ranges, words
-from sb3_diffusion.experiments.reading import unique
 from sb3_diffusion.experiments.statistics import Estimate
 
 NOTHING = "–"
