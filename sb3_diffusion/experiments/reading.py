@@ -170,7 +170,7 @@ def read_table(path: Path, label: str | None) -> list[Run]:
         wrong = table[name].notna() & numbers.isna() if name not in RUN_COLUMNS else numbers.isna()
         if wrong.any():
             row = wrong.idxmax()
-            raise ValueError(f"{path}, line {row + 2}: {name}={table[name][row]!r} is not a number")
+            raise ValueError(f"{path}, line {row + 2}: {name}={table[name][row]} is not a number")
         table[name] = numbers
     for name in ("variant", "environment"):
         if table[name].isna().any():
