@@ -153,6 +153,7 @@ def test_a_campaigns_runs_are_read_with_what_its_json_says(campaign: Callable[..
     key = {"variant": "sac", "environment": "Ant-v5"}
     told = [
         key | {"seed": 0, "status": "finished", "made_with": [0]},
+        key | {"seed": 1, "status": "partial", "made_with": [0]},
         key | {"seed": 2, "status": "failed", "made_with": [0, 1]},
         key | {"seed": 3, "status": "failed", "made_with": []},
     ]
@@ -178,15 +179,13 @@ def test_a_campaigns_runs_are_read_with_what_its_json_says(campaign: Callable[..
 
 def test_without_a_json_a_run_is_as_long_as_the_longest_of_its_variant(campaign: Callable[..., Path]) -> None:
     rows = rows_of("a", "E", 0, 1, 2, 3) + rows_of("a", "E", 1, 1) + rows_of("b", "E", 0, 1)
-    # The last evaluation of 280 steps is at 270, with none due before the end.
     rows += rows_of("c", "E", 0, 1, 2, 3, every=90)
     assert [run.finished for run in read([str(campaign(rows))])] == [True, False, True, True]
-    assert [run.finished for run in read([str(campaign(rows, steps=280))])] == [True, False, False, True]
 
 
 def test_steps_compares_runs_as_if_they_had_ended_there(campaign: Callable[..., Path], capsys: Any, tmp_path: Path) -> None:
     rows = rows_of("a", "E", 0, 1, 2, 3) + rows_of("a", "E", 1, 5, 6) + rows_of("b", "E", 0, 9, every=250)
-    report([str(campaign(rows, steps=300)), "--steps", "200", "--pictures", "--out", str(tmp_path / "r")])
+    report([str(campaign(rows)), "--steps", "200", "--pictures", "--out", str(tmp_path / "r")])
     out, err = capsys.readouterr()
     assert "| E | a | 2 | 200 | 4.00 [2.00, 6.00] |" in out
     assert "b, E, seed 0: no evaluation up to step 200, left out" in err
@@ -307,11 +306,14 @@ def test_the_table_holds_what_the_statistics_find_and_marks_what_differs(campaig
 
 def test_the_table_says_where_there_is_no_interval_and_no_mean_over_tasks(campaign: Callable[..., Path]) -> None:
     rows = rows_of("a", "Pendulum-v1", 0, 1, x=np.nan) + rows_of("a", "Acrobot-v1", 0, 1, x=2.0)
-    runs = read([str(campaign(rows + rows_of("b", "Acrobot-v1", 0, 3, x=5.0) + rows_of("b", "Acrobot-v1", 1, 3, x=5.0)))])
+    rows += rows_of("b", "Acrobot-v1", 0, 3, x=5.0) + rows_of("b", "Acrobot-v1", 1, 3, x=5.0)
+    rows += rows_of("b", "Acrobot-v1", 2, 3, x=np.nan)
+    runs = read([str(campaign(rows))])
     text = table(Comparison(runs, ["x"], "a"))
-    assert "|  | b | 2 | 100 | 5.00 [5.00, 5.00] | +3.00 | 1.00 |" in text
+    assert "|  | b | 3 | 100 | 5.00 [5.00, 5.00] | +3.00 | 1.00 |" in text
     assert "| Pendulum-v1 | a | 1 | 100 | – | – | – |" in text
-    assert "* No x at the last evaluation, left out: a, Pendulum-v1, seed 0." in text
+    assert "* No x on Pendulum-v1." in text
+    assert "* No x at the last evaluation, left out: b, Acrobot-v1, seed 2." in text
     assert "* One seed, so no interval: Pendulum-v1: a; Acrobot-v1: a." in text
     assert "* x: no mean over tasks, for lack of a normalisation (--score gives one)." in text
     assert "With fewer than 5 seeds such intervals are too short" in text
@@ -354,8 +356,9 @@ def test_unfinished_runs_are_drawn_dotted_and_said_to_be(campaign: Callable[...,
 def test_nothing_is_drawn_of_which_there_is_nothing(campaign: Callable[..., Path]) -> None:
     rows = rows_of("a", "E", 0, 1) + rows_of("a", "E", 1, 2)
     assert list(pictures.draw(Comparison(read([str(campaign(rows))]), ["deterministic_return"], None))) == ["profile"]
-    unfinished = Comparison(read([str(campaign(rows, steps=500))]), ["deterministic_return"], None)
-    assert not pictures.draw(unfinished)
+    told = [{"variant": "a", "environment": "E", "seed": seed, "status": "partial", "made_with": []} for seed in (0, 1)]
+    unfinished = read([str(campaign(rows, steps=500, made_with=[], runs=told))])
+    assert not pictures.draw(Comparison(unfinished, ["deterministic_return"], None))
 
 
 def test_the_command_leaves_a_table_and_pictures_and_says_on_stderr_what_is_missing(

@@ -160,9 +160,17 @@ class Comparison:
         if unfinished:
             sentences.append(f"Unfinished and left out: {'; '.join(map(progress, unfinished))}.")
         for metric in self.metrics:
-            runs = [run.name for place in places for run in self.select(*place) if not np.isfinite(run.final(metric))]
-            if runs:
-                sentences.append(f"No {words(metric)} at the last evaluation, left out: {'; '.join(runs)}.")
+            measured = {run.environment for run in self.runs if len(run.curve(metric)[0])}
+            if missing := [environment for environment in self.environments if environment not in measured]:
+                sentences.append(f"No {words(metric)} on {', '.join(missing)}.")
+            without = [
+                run.name
+                for variant, environment in places
+                for run in self.select(variant, environment)
+                if environment in measured and not np.isfinite(run.final(metric))
+            ]
+            if without:
+                sentences.append(f"No {words(metric)} at the last evaluation, left out: {'; '.join(without)}.")
         if alone:
             where = "; ".join(f"{environment}: {', '.join(variants)}" for environment, variants in alone.items())
             sentences.append(f"One seed, so no interval: {where}.")
