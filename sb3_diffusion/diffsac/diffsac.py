@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -19,15 +20,17 @@ from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.replay import complete_samples
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
+from sb3_diffusion.common.temperature import follow_ent_coef
 from sb3_diffusion.common.validation import (
+    check_action_span,
     check_choice,
     check_common_arguments,
     check_dict,
     check_number,
     check_policy_class,
     check_schedule,
-    scheduled,
     wants_sde,
     with_hints,
     without_sde,
@@ -272,6 +275,8 @@ class DiffSAC(FiniteMixin, SafeOffPolicySaveMixin, SAC):
     def _check_arguments(self) -> None:
         check_common_arguments(self)
         check_policy_class(self.policy_class, self.policy_aliases["MlpPolicy"])
+        if isinstance(self.action_space, spaces.Box):  # others are SB3's to refuse
+            check_action_span(self.action_space)
         check_number("buffer_size", self.buffer_size, 1, integer=True)
         check_number("learning_starts", self.learning_starts, 0, integer=True)
         check_number("batch_size", self.batch_size, 1, integer=True)
@@ -335,21 +340,18 @@ class DiffSAC(FiniteMixin, SafeOffPolicySaveMixin, SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """SAC's ``train`` with the three losses of the class docstring."""
         self.policy.set_training_mode(True)
-        if callable(self.ent_coef):
-            exclusive = self.objective == "forward_kl"
-            self.ent_coef_tensor.fill_(scheduled("ent_coef", self.ent_coef, self._current_progress_remaining, exclusive))
+        follow_ent_coef(self, exclusive=self.objective == "forward_kl")
         evaluation_optimizers, improvement_optimizers = self._evaluation_optimizers(), self._improvement_optimizers()
         evaluation_parameters, improvement_parameters = trainable(evaluation_optimizers), trainable(improvement_optimizers)
         self._update_learning_rate([*evaluation_optimizers, self.actor.optimizer])
         logged = []
 
         for gradient_step in range(gradient_steps):
-            replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            if replay_data.discounts is None:
-                # A tensor, as with n-step returns: a compiled function would be compiled again for every new number.
-                replay_data = replay_data._replace(discounts=th.full_like(replay_data.rewards, self.gamma))
+            samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            replay_data = complete_samples(samples, self.gamma)
             states = chain_states(replay_data)
-            levels = self._levels(batch_size + n_own_states(batch_size), self._n_updates + gradient_step)
+            n_rows = len(replay_data.rewards)
+            levels = self._levels(n_rows + n_own_states(n_rows), self._n_updates + gradient_step)
 
             chains, ent_coef, losses, gradients = self._evaluate_step(self, replay_data, states, levels, evaluation_parameters)
             self._optimize(evaluation_optimizers, evaluation_parameters, gradients)
