@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, SMALL
+from conftest import ALGORITHMS, SMALL, arguments_of
 from envs_for_tests import AnyActionEnv, StrictBoxEnv
 from gymnasium import spaces
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionActorCriticPolicy, DiffusionSACPolicy, DiffWPO
 
 MakeModel = Callable[..., Any]
 NAN, INF = float("nan"), float("inf")
@@ -117,6 +118,12 @@ def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: M
         ("replay_buffer_kwargs", [1]),
         ("n_steps", 0),
         ("target_update_interval", 0),
+        ("policy_delay", 0),
+        ("policy_delay", 1.5),
+        ("own_states", 1.5),
+        ("own_states", "all"),
+        ("top_quantiles_to_drop_per_net", -1),
+        ("top_quantiles_to_drop_per_net", 25),
         ("train_freq", (1,)),
         ("train_freq", ()),
         ("action_noise", 0.1),
@@ -127,7 +134,9 @@ def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: M
         ("seed", 2**32),
     ],
 )
-def test_an_algorithm_argument_out_of_range_is_refused(make_model: MakeModel, name: str, value: Any) -> None:
+def test_an_algorithm_argument_out_of_range_is_refused(make_model: MakeModel, algorithm: Any, name: str, value: Any) -> None:
+    if not arguments_of(algorithm, **{name: value}):
+        pytest.skip(f"{algorithm.__name__} has no {name}")
     with refused(name, value):
         make_model(**{name: value})
 
@@ -191,11 +200,19 @@ def test_arguments_given_to_load_are_checked_too(make_model: MakeModel, tmp_path
         type(model).load(tmp_path / "model", use_sde=True)
 
 
-def test_the_values_at_the_edge_of_the_ranges_are_accepted(make_model: MakeModel) -> None:
+def test_the_values_at_the_edge_of_the_ranges_are_accepted(make_model: MakeModel, algorithm: Any) -> None:
     policy_kwargs = dict(diffusion_steps=2, prior_std=1e-3, beta_min=1e-6, beta_max=1 - 1e-6)
-    model = make_model(latents_per_state=2, tau=1.0, gamma=0.0, ent_coef=0.0, policy_kwargs=policy_kwargs)
+    model = make_model(
+        latents_per_state=2,
+        gamma=0.0,
+        ent_coef=0.0,
+        own_states=0,
+        policy_kwargs=policy_kwargs,
+        **arguments_of(algorithm, tau=1.0),
+    )
     assert model.learn(10)._n_updates == 2
-    assert make_model(gamma=1.0, tau=0.0, target_entropy=2.0, learning_rate=0.0).learn(10)._n_updates == 2
+    kwargs = arguments_of(algorithm, tau=0.0, top_quantiles_to_drop_per_net=24)
+    assert make_model(gamma=1.0, target_entropy=2.0, learning_rate=0.0, own_states=1, **kwargs).learn(10)._n_updates == 2
     assert make_model(policy_kwargs=dict(beta_min=0.3, beta_max=0.3)).learn(10)._n_updates == 2
 
 
@@ -235,6 +252,12 @@ def test_a_learned_temperature_has_no_place_where_it_is_given(algorithm: Any, en
         (PPO, "MlpPolicy", DiffPPO),
         (A2C, "MlpPolicy", DiffPPO),
         (DiffSAC, "MlpPolicy", DiffPPO),
+        (TQC, "MlpPolicy", DiffTQC),
+        (CrossQ, "MlpPolicy", DiffCrossQ),
+        (DiffTQC, "MlpPolicy", DiffSAC),
+        (DiffSAC, "MlpPolicy", DiffCrossQ),
+        (DiffTQC, "MlpPolicy", TQC),
+        (DiffCrossQ, "MlpPolicy", CrossQ),
         (DiffSAC, "MlpPolicy", SAC),
         (DiffWPO, "MlpPolicy", SAC),
         (DiffPPO, "MlpPolicy", PPO),

@@ -15,6 +15,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 
+from sb3_diffusion import DiffCrossQ
+
 EVERY: list[Any] = [SAC, *ALGORITHMS]
 
 
@@ -58,14 +60,23 @@ def trained(algorithm: Any, change: Any, **kwargs: Any) -> dict[str, Any]:
     return full_state(model.learn(24, callback=Change(change)))
 
 
-@pytest.mark.parametrize("algorithm", EVERY)
-@pytest.mark.parametrize("name", LEARNED)
+# CrossQ has no target networks.
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(algorithm, name) for algorithm in EVERY for name in LEARNED if not (algorithm is DiffCrossQ and name == "tau")],
+)
 def test_a_setting_that_a_callback_changes_counts_from_the_next_update_on(algorithm: Any, name: str) -> None:
     assert differing(trained(algorithm, None), trained(algorithm, LEARNED[name]))
     assert not differing(trained(algorithm, None), trained(algorithm, None))
 
 
-@pytest.mark.parametrize("algorithm", EVERY)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("name", "value"), [("policy_delay", 2), ("own_states", 0.5)])
+def test_so_do_settings_that_stable_baselines3_does_not_know(algorithm: Any, name: str, value: float) -> None:
+    assert differing(trained(algorithm, None), trained(algorithm, setting(name, value)))
+
+
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm in EVERY if algorithm is not DiffCrossQ])
 def test_the_interval_of_the_target_networks_may_change(algorithm: Any) -> None:
     assert differing(trained(algorithm, None), trained(algorithm, setting("target_update_interval", 2)))
 

@@ -1,6 +1,6 @@
 """Training, prediction and saving stop at the first number that is not finite, and say what it was."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -156,32 +156,34 @@ class FiniteMixin(BaseAlgorithm):
             trained = f"the model has trained for {self.num_timesteps} environment steps and {self._n_updates} updates"
             raise NotFinite(f"{error} ({trained})") from None
 
-    def mean_losses(self, names: Sequence[str], losses: list[th.Tensor]) -> Iterator[tuple[str, float]]:
+    def mean_losses(self, losses: dict[str, list[th.Tensor]]) -> Iterator[tuple[str, float]]:
         """
-        :param names: of the losses
-        :param losses: of each gradient step, (len(names),)
-        :return: names and means over the gradient steps
+        :param losses: scalars of a call of ``train``, by name; one of each gradient step that computed it
+        :return: names and means
         :raises NotFinite: if one is not finite, naming the first
         """
-        rows = th.stack(losses)
-        means = rows.mean(dim=0).tolist()
+        means = th.stack([th.stack(values).mean() for values in losses.values()]).tolist()
         if not np.isfinite(means).all():
-            self._explain(names, rows.cpu().numpy())
-        return zip(names, means, strict=True)
+            raise NotFinite(
+                f"Training after environment step {self.num_timesteps} and {self._n_updates} updates: {self._cause(losses)}"
+            )
+        return zip(losses, means, strict=True)
 
-    def _explain(self, names: Sequence[str], rows: np.ndarray) -> None:
-        """:raises NotFinite: naming what was not finite first: what the losses were computed from, or the first of them"""
-        problem = None
+    def _cause(self, losses: dict[str, list[th.Tensor]]) -> str:
+        """What was not finite first: what the losses were computed from, or the first of them."""
+        buffer: Any = getattr(self, "replay_buffer", None)
         for stored in ("rewards", "observations", "next_observations"):
-            buffer: Any = getattr(self, "replay_buffer", None)
-            if problem is None and hasattr(buffer, stored):
-                problem = first_not_finite(f"replay buffer's entry in {stored}", getattr(buffer, stored))
-        step, which = np.argwhere(~np.isfinite(rows))[0] if not np.isfinite(rows).all() else (0, 0)
-        loss = f"the {names[which]} of gradient step {step + 1} of {len(rows)} is not finite: {rows[step, which]}"
-        raise NotFinite(
-            f"Training after environment step {self.num_timesteps} and {self._n_updates} updates: "
-            + (f"{problem}, so {loss}" if problem else f"{loss}; a smaller learning_rate may help")
-        )
+            problem = first_not_finite(f"replay buffer's entry in {stored}", getattr(buffer, stored, ()))
+            if problem is not None:
+                return problem
+        first: list[tuple[float, str]] = []
+        for name, values in losses.items():
+            numbers = th.stack(values).cpu().numpy()
+            for step in (~np.isfinite(numbers)).nonzero()[0][:1]:
+                what = f"the {name} is not finite: {numbers[step]} at update {step + 1} of {len(numbers)}"
+                first.append((step / len(numbers), what))
+        what = min(first)[1] if first else f"the losses overflow: {', '.join(losses)}"
+        return f"{what}; a smaller learning_rate may help"
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_finite_env"]

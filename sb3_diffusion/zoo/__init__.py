@@ -3,7 +3,7 @@ The library's algorithms in rl-zoo3.
 
 rl-zoo3 has no plug-in mechanism; its commands look ``--algo`` up in the dictionary ``rl_zoo3.ALGOS`` when they are called.
 ``python -m sb3_diffusion.train`` and ``python -m sb3_diffusion.enjoy`` put ours there and then call rl-zoo3's own commands.
-For ``-optimize`` it has two more dictionaries. ``python -m rl_zoo3.train`` itself cannot know them.
+For ``-optimize`` it has two more dictionaries.
 """
 
 import argparse
@@ -20,48 +20,60 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_diffusion
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.zoo.callbacks import ParallelTrainCallback
 
 __all__ = ["ALGORITHMS", "ParallelTrainCallback", "has_display", "hyperparameter_file", "register", "with_hyperparameter_file"]
 
 # The keys are the class names in lower case: rl-zoo3 derives one from the other.
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"diffppo": DiffPPO, "diffsac": DiffSAC, "diffwpo": DiffWPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "diffcrossq": DiffCrossQ,
+    "diffppo": DiffPPO,
+    "diffsac": DiffSAC,
+    "difftqc": DiffTQC,
+    "diffwpo": DiffWPO,
+}
 
 
 # Whose search space rl-zoo3's ``-optimize`` takes for ours, and which numbers of diffusion steps it tries besides.
-SEARCHED_LIKE = {"diffppo": "ppo", "diffsac": "sac", "diffwpo": "sac"}
+# rl-zoo3 has no search space for CrossQ.
+SEARCHED_LIKE = {"diffcrossq": "sac", "diffppo": "ppo", "diffsac": "sac", "difftqc": "tqc", "diffwpo": "sac"}
 SEARCHED_DIFFUSION_STEPS = (2, 4, 8)
+# What these spaces contain and CrossQ lacks: it has no target networks.
+NOT_SEARCHED = ("tau",)
 
 
-def with_diffusion_steps(hyperparams: dict[str, Any], diffusion_steps: int) -> dict[str, Any]:
+def with_diffusion_steps(algo: str, hyperparams: dict[str, Any], diffusion_steps: int) -> dict[str, Any]:
     """
-    :param hyperparams: arguments of an algorithm
+    :param algo: a key of ``ALGORITHMS``
+    :param hyperparams: arguments of the algorithm whose search space it takes
     :param diffusion_steps: K
-    :return: the same with K among the policy's
+    :return: the arguments that it has, with K among the policy's
     """
+    if algo == "diffcrossq":
+        hyperparams = {name: value for name, value in hyperparams.items() if name not in NOT_SEARCHED}
     return hyperparams | {"policy_kwargs": hyperparams["policy_kwargs"] | {"diffusion_steps": diffusion_steps}}
 
 
 def sample_hyperparams(
-    like: str, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+    algo: str, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    :param like: whose search space is taken, a key of rl-zoo3's ``HYPERPARAMS_SAMPLER``; the others are rl-zoo3's own
-    :return: arguments of an algorithm
+    :param algo: a key of ``ALGORITHMS``; the other parameters are rl-zoo3's own
+    :return: arguments of the algorithm
     """
-    hyperparams = HYPERPARAMS_SAMPLER[like](trial, n_actions, n_envs, additional_args)
-    return with_diffusion_steps(hyperparams, trial.suggest_categorical("diffusion_steps", SEARCHED_DIFFUSION_STEPS))
+    hyperparams = HYPERPARAMS_SAMPLER[SEARCHED_LIKE[algo]](trial, n_actions, n_envs, additional_args)
+    return with_diffusion_steps(algo, hyperparams, trial.suggest_categorical("diffusion_steps", SEARCHED_DIFFUSION_STEPS))
 
 
-def convert_hyperparams(like: str, sampled_params: dict[str, Any]) -> dict[str, Any]:
+def convert_hyperparams(algo: str, sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    :param like: as for :func:`sample_hyperparams`
+    :param algo: a key of ``ALGORITHMS``
     :param sampled_params: the parameters of a trial
-    :return: arguments of an algorithm
+    :return: arguments of the algorithm
     """
     others = {name: value for name, value in sampled_params.items() if name != "diffusion_steps"}
-    return with_diffusion_steps(HYPERPARAMS_CONVERTER[like](others), sampled_params["diffusion_steps"])
+    return with_diffusion_steps(algo, HYPERPARAMS_CONVERTER[SEARCHED_LIKE[algo]](others), sampled_params["diffusion_steps"])
 
 
 def register() -> None:
@@ -72,9 +84,9 @@ def register() -> None:
     # In place: the commands hold references to these very dictionaries.
     rl_zoo3.ALGOS.update(ALGORITHMS)
     rl_zoo3.callbacks.ParallelTrainCallback = ParallelTrainCallback  # type: ignore[misc]
-    for name, like in SEARCHED_LIKE.items():
-        HYPERPARAMS_SAMPLER[name] = partial(sample_hyperparams, like)
-        HYPERPARAMS_CONVERTER[name] = partial(convert_hyperparams, like)
+    for algo in ALGORITHMS:
+        HYPERPARAMS_SAMPLER[algo] = partial(sample_hyperparams, algo)
+        HYPERPARAMS_CONVERTER[algo] = partial(convert_hyperparams, algo)
 
 
 def hyperparameter_file(algo: str) -> Path:
