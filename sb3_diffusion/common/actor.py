@@ -442,7 +442,7 @@ class DiffusionActor(Actor):
         condition = condition.repeat(n_chains, 1)
         noise = noise.unsqueeze(2).expand(-1, -1, n_states, -1).flatten(1, 2)
         ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule, self.prior_std, noise)
-        return ends.unflatten(0, (n_chains, n_states))
+        return ends.reshape(n_chains, -1, self.action_dim)
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
