@@ -74,9 +74,7 @@ class DecisionKernels(NamedTuple):
     noising_log_prob: th.Tensor
 
 
-def cheap_without_gradients(
-    method: Callable[["DiffusionActor", th.Tensor], th.Tensor],
-) -> Callable[["DiffusionActor", th.Tensor], th.Tensor]:
+def cheap_without_gradients(method: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
     """
     A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
     cheaper than under ``no_grad``. The result is an ordinary tensor. Features come from outside, because an extractor may keep
@@ -84,11 +82,11 @@ def cheap_without_gradients(
     """
 
     @wraps(method)
-    def call(self: "DiffusionActor", features: th.Tensor) -> th.Tensor:
-        if th.is_grad_enabled() or th.jit.is_tracing():
-            return method(self, features)
+    def call(self: "DiffusionActor", features: th.Tensor, *args: th.Tensor | None) -> th.Tensor:
+        if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
+            return method(self, features, *args)
         with th.inference_mode():
-            result = method(self, features)
+            result = method(self, features, *args)
         return result.clone()
 
     return call
@@ -292,14 +290,16 @@ class DiffusionActor(Actor):
             self.log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
     @cheap_without_gradients
-    def sample_actions(self, features: th.Tensor) -> th.Tensor:
+    def sample_actions(self, features: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         """
         The actions of :meth:`sample` alone, for the same random numbers.
 
         :param features: (B, features_dim)
+        :param noise: (K + 1, B, d) standard normal, drawn from the global generator if not given
         :return: (B, d), in [-1, 1] if squashed
         """
-        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, self._chain_noise(features))
+        noise = self._chain_noise(features) if noise is None else noise
+        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, noise)
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
