@@ -1,14 +1,18 @@
-"""Environments with several equally good actions, registered with Gymnasium on import, and the augmented MDP."""
+"""
+Environments with several equally good actions, registered with Gymnasium on import, and wrappers: the augmented MDP and action
+chunks. Where nothing imports the library, ``gym.make("sb3_diffusion:MultiGoal2D-v0")`` does; Gymnasium 1 has no plug-ins.
+"""
 
 import gymnasium as gym
 
+from sb3_diffusion.envs.action_chunk import ActionChunk
 from sb3_diffusion.envs.augmented_mdp import AugmentedMDP
 from sb3_diffusion.envs.bimodal_bandit import BimodalBandit
 from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.envs.turning_gmm import TurningGMM
 
-__all__ = ["AugmentedMDP", "BimodalBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
+__all__ = ["ActionChunk", "AugmentedMDP", "BimodalBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
 
 # By name, the number of steps after which an episode is truncated
 HORIZONS = {"BimodalBandit": None, "MultiGoal2D": MultiGoal2D.HORIZON, "TurningDoubleWell": 200, "TurningGMM": 200}
