@@ -16,7 +16,10 @@ __all__ = ["ActionChunk", "AugmentedMDP", "BimodalBandit", "MultiGoal2D", "Turni
 
 # By name, the number of steps after which an episode is truncated
 HORIZONS = {"BimodalBandit": None, "MultiGoal2D": MultiGoal2D.HORIZON, "TurningDoubleWell": 200, "TurningGMM": 200}
-for name, horizon in HORIZONS.items():
+ENTRY_POINTS = {name: (f"sb3_diffusion.envs:{name}", horizon) for name, horizon in HORIZONS.items()}
+# Its module needs gymnasium-robotics and is imported when one is made.
+ENTRY_POINTS["TwoWaysRound"] = ("sb3_diffusion.envs.two_ways_round:TwoWaysRound", 150)
+for name, (entry_point, horizon) in ENTRY_POINTS.items():
     # Gymnasium warns when a name is registered twice, as a reload of this module would.
     if f"{name}-v0" not in gym.registry:
-        gym.register(f"{name}-v0", entry_point=f"sb3_diffusion.envs:{name}", max_episode_steps=horizon)
+        gym.register(f"{name}-v0", entry_point=entry_point, max_episode_steps=horizon)
