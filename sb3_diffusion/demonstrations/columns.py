@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
 
 # Rows that are read at once by whatever goes through a whole data set
 ROWS_AT_ONCE = 4096
@@ -72,6 +74,18 @@ def take(column: Column, rows: np.ndarray) -> np.ndarray:
     return np.asarray(column[ascending])[inverse]
 
 
+def to_space(observations: Any, space: spaces.Space | None) -> Any:
+    """
+    Images with channels first or last, as the space wants them; everything else as it is.
+
+    :param observations: (B, *observation shape), or a dictionary of such
+    :param space: of one observation, or None: as they are
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: to_space(value, space.spaces.get(key)) for key, value in observations.items()}
+    return maybe_transpose(observations, space) if space is not None and is_image_space(space) else observations
+
+
 def in_pieces(n_rows: int) -> Iterator[slice]:
     """Slices that go through all rows, small enough for data sets that are larger than memory."""
     for start in range(0, n_rows, ROWS_AT_ONCE):
@@ -118,7 +132,7 @@ class ColumnWriter:
             self._blocks.setdefault(name, []).append(block)
             return
         if name not in self._files:
-            self._files[name] = open(self._path(name), "wb")  # noqa: SIM115  # closed by columns() or __exit__
+            self._files[name] = open(self._path(name), "wb")  # closed by columns() or __exit__
         self._files[name].write(np.ascontiguousarray(block).tobytes())
 
     def _path(self, name: str) -> Path:

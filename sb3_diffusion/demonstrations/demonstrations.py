@@ -1,29 +1,34 @@
 """Demonstrations: what somebody did in an environment, as data to learn from."""
 
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 
+from sb3_diffusion.demonstrations.checks import check_fits, check_model
 from sb3_diffusion.demonstrations.columns import (
     Column,
     Columns,
-    ColumnWriter,
     MappedFile,
     as_column,
     in_pieces,
     map_columns,
     named_columns,
     take,
+    to_space,
 )
+from sb3_diffusion.demonstrations.minari_files import read_minari, write_minari
+from sb3_diffusion.demonstrations.recording import Controller, copy_episodes, record_episodes
+from sb3_diffusion.demonstrations.replay import read_replay_buffer
 
-OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+if TYPE_CHECKING:
+    from minari import MinariDataset
 
 
 class Transitions(NamedTuple):
@@ -92,6 +97,199 @@ class Demonstrations:
         self.truncations = np.zeros(n_steps, dtype=bool)
         self.truncations[self.episode_ends - 1] = ~self.terminations[self.episode_ends - 1]
 
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: Columns,
+        actions: Column,
+        rewards: Column | None = None,
+        next_observations: Columns | None = None,
+        terminations: Column | None = None,
+        truncations: Column | None = None,
+        episode_ends: Sequence[int] | np.ndarray | None = None,
+        final_observations: Columns | None = None,
+        observation_space: spaces.Space | None = None,
+        action_space: spaces.Space | None = None,
+        env_spec: EnvSpec | None = None,
+        clip_actions: bool = False,
+    ) -> "Demonstrations":
+        """
+        From arrays, ``np.memmap`` or ``h5py.Dataset`` of N steps in the order in which they were made, episode after episode.
+        Maps are not copied. An episode ends where ``episode_ends`` says so; without it, where something terminates or is
+        truncated, and where a next observation is not the next row's observation. So steps in any order may be given as well,
+        if they come with next observations.
+
+        :param observations: (N, *observation shape), or a dictionary of such, as the environment gives them
+        :param actions: (N, *action shape), in the environment's units
+        :param rewards: (N,)
+        :param next_observations: as ``observations``
+        :param terminations: (N,) bool, where an episode ended for good
+        :param truncations: (N,) bool, where a time limit or the end of the record ended it
+        :param episode_ends: (E,), ascending: one more than the last row of each episode
+        :param final_observations: (E, *observation shape), or a dictionary of such: seen after the last step of each episode;
+            an alternative to ``next_observations``
+        :param observation_space: of the environment, if known
+        :param action_space: of the environment, if known
+        :param env_spec: how to make the environment again (Gymnasium), if known
+        :param clip_actions: clip actions to the bounds of ``action_space``, for environments that do so themselves
+        :raises ValueError: for arrays that do not fit together, naming which
+        """
+        observations, actions = map_columns(as_column, observations), as_column(actions)
+        n_steps = len(actions)
+        breaks = np.zeros(n_steps, dtype=bool)
+        if next_observations is not None:
+            if final_observations is not None:
+                raise ValueError("next_observations and final_observations are two ways to say one thing: give one of them")
+            next_observations = map_columns(as_column, next_observations)
+            breaks = discontinuities(observations, next_observations)
+        ends = np.zeros(n_steps, dtype=bool)
+        for name, flags in (("terminations", terminations), ("truncations", truncations)):
+            if flags is None:
+                continue
+            if np.shape(flags) != (n_steps,):
+                raise ValueError(f"{name} of shape {np.shape(flags)} must have the shape ({n_steps},)")
+            ends |= np.asarray(flags, dtype=bool)
+        if episode_ends is None:
+            ends |= breaks
+            ends[-1:] = True
+            episode_ends = np.flatnonzero(ends) + 1
+        else:
+            given = np.zeros(n_steps + 1, dtype=bool)
+            given[np.clip(np.asarray(episode_ends, dtype=np.int64), 0, n_steps)] = True
+            for name, flags in (("truncations", ends), ("next_observations", breaks)):
+                if (stray := flags & ~given[1:]).any():
+                    raise ValueError(f"{name} end an episode at row {int(stray.argmax())}, but episode_ends does not")
+        if next_observations is not None:
+            rows = np.asarray(episode_ends) - 1
+            whole = len(rows) == n_steps
+            final_observations = map_columns(lambda column: column if whole else take(column, rows), next_observations)
+        if clip_actions:
+            if not isinstance(action_space, spaces.Box):
+                raise ValueError(f"action_space={action_space!r} must be a Box for clip_actions=True")
+            actions = np.clip(take(actions, np.arange(n_steps)), action_space.low, action_space.high)
+        return cls(
+            observations,
+            actions,
+            episode_ends,
+            rewards,
+            terminations,
+            final_observations,
+            observation_space,
+            action_space,
+            env_spec,
+        )
+
+    @classmethod
+    def from_minari(
+        cls, dataset: "MinariDataset | str", folder: str | Path | None = None, clip_actions: bool = False
+    ) -> "Demonstrations":
+        """
+        From a Minari data set (extra ``demonstrations``). An id is looked for among the local ones (``MINARI_DATASETS_PATH``);
+        nothing is downloaded.
+
+        :param dataset: a ``MinariDataset``, whose episodes may be filtered, or the id of one
+        :param folder: a new or empty folder for maps of the data, which then need not fit into memory; it is read one episode
+            at a time
+        :param clip_actions: clip actions to the bounds of the action space, for environments that do so themselves
+        :raises ImportError: without Minari
+        :raises FileNotFoundError: for an id that is not there
+        :raises ValueError: for spaces other than SB3's, for a data set without episodes, for a folder that is not empty
+        """
+        return cls.from_arrays(**read_minari(dataset, folder), clip_actions=clip_actions)
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: PolicyPredictor | Controller,
+        env: GymEnv | str,
+        n_episodes: int,
+        seed: int | None = None,
+        deterministic: bool = False,
+        folder: str | Path | None = None,
+    ) -> "Demonstrations":
+        """
+        Let somebody act. Observations and rewards are recorded as the environment gives them, below a ``VecNormalize``, whose
+        statistics the policy gets but does not change. Actions are clipped to the bounds before they are executed and
+        recorded. Of several environments each records its share of the episodes.
+
+        :param policy: a model, a policy, anything with SB3's ``predict``; or a controller, ``policy(observation) -> action``
+            for one observation. A controller's method ``reset(seed=…)``, if it has one, is called with another seed before
+            each episode; for several environments such a controller is copied
+        :param env: an environment, a ``VecEnv``, or an id
+        :param n_episodes: how many episodes
+        :param seed: of environments, controllers and the global generators, which afterwards are as before
+        :param deterministic: passed to ``predict``
+        :param folder: a new or empty folder for maps of the data, which then need not fit into memory; one episode has to
+        :raises ValueError: for an argument out of range, and for actions that are not finite
+        """
+        return cls(**record_episodes(policy, env, n_episodes, seed, deterministic, folder))
+
+    @classmethod
+    def from_replay_buffer(cls, source: BaseAlgorithm | ReplayBuffer | str | Path) -> "Demonstrations":
+        """
+        From what an off-policy algorithm of SB3 has seen, in the environment's units again. Rows of one environment are
+        brought together; where the buffer has forgotten the start of an episode, the rest is an episode.
+
+        :param source: a model, a ``ReplayBuffer``, or a file of ``save_replay_buffer``
+        :raises ValueError: where there is no replay buffer, or an empty one, or one of discrete actions
+        """
+        return cls.from_arrays(**read_replay_buffer(source))
+
+    def to_minari(self, dataset_id: str, **metadata: Any) -> "MinariDataset":
+        """
+        Write a local Minari data set (``MINARI_DATASETS_PATH``), episode after episode. Nothing is overwritten, and after a
+        failure nothing is left. Unknown rewards are written as nan.
+
+        :param dataset_id: ``[namespace/]name[-v<version>]``
+        :param metadata: other arguments of ``minari.create_dataset_from_buffers``, such as ``author``, ``description``,
+            ``observation_space``, ``action_space`` and ``env``. Images are stored without loss unless ``jpeg_encoding=True``
+        :raises ImportError: without Minari
+        :raises ValueError: for an id that exists, without spaces, and without ``final_observations``
+        """
+        return write_minari(self, dataset_id, **metadata)
+
+    def select(self, episodes: Sequence[int] | np.ndarray, folder: str | Path | None = None) -> "Demonstrations":
+        """
+        Copies of some episodes, for instance of those with the best ``episode_returns``.
+
+        :param episodes: their numbers, or (E,) bool
+        :param folder: a new or empty folder for maps of the copies; None: in memory
+        :raises ValueError: for none, and for numbers of no episode
+        """
+        numbers = np.arange(self.n_episodes)
+        try:
+            chosen = numbers[np.asarray(episodes)] if len(episodes) else numbers[:0]
+        except IndexError:
+            chosen = numbers[:0]
+        if chosen.ndim != 1 or len(chosen) == 0:
+            raise ValueError(f"episodes={episodes!r} must be numbers from 0 to {self.n_episodes - 1}, at least one")
+        names = ("observations", "actions", "rewards", "terminations", "final_observations")
+        data = copy_episodes({name: getattr(self, name) for name in names}, self.episode_ends, chosen, folder)
+        spaces_and_spec = {name: getattr(self, name) for name in ("observation_space", "action_space", "env_spec")}
+        return type(self)(**data, **spaces_and_spec)
+
+    def check_spaces(self, observation_space: spaces.Space, action_space: spaces.Space, name: str = "the environment") -> None:
+        """
+        Refuse what does not fit: keys, shapes, types, values that are not finite, actions outside the bounds by more than
+        rounding, observations of which more than one in a hundred lies outside the bounds (fewer give a warning).
+
+        :param observation_space: of raw observations; images with channels first or last
+        :param action_space: in whose units the actions should be
+        :param name: whose spaces these are, for messages
+        :raises ValueError: naming what does not fit
+        """
+        check_fits(self, observation_space, action_space, name)
+
+    def check(self, model: BaseAlgorithm) -> None:
+        """
+        :meth:`check_spaces` with a model's environment; and its ``VecNormalize``, if there is one and it has statistics, must
+        not clip more than one in a hundred observations.
+
+        :param model: an algorithm
+        :raises ValueError: naming what does not fit
+        """
+        check_model(self, model)
+
     def _check_arrays(self) -> None:
         n_steps = len(self.actions)
         if n_steps == 0:
@@ -109,8 +307,8 @@ class Demonstrations:
         ends = self.episode_ends
         if ends.ndim != 1 or len(ends) == 0 or ends[0] < 1 or (np.diff(ends) < 1).any() or ends[-1] != n_steps:
             raise ValueError(
-                f"episode_ends={ends!r} must ascend from at least 1 to {n_steps}, the number of steps: each is one more than the "
-                "last row of its episode"
+                f"episode_ends={ends!r} must ascend from at least 1 to {n_steps}, the number of steps: each is one more than "
+                "the last row of its episode"
             )
         inside = self.terminations.copy()
         inside[ends - 1] = False
@@ -242,6 +440,32 @@ class Demonstrations:
         self.__dict__.update({name: map_columns(_with_map, value) for name, value in state.items()})
 
 
+def discontinuities(observations: Columns, next_observations: Columns) -> np.ndarray:
+    """
+    :param observations: (N, …), or a dictionary of such
+    :param next_observations: of the same shape
+    :return: (N,) bool, True where a next observation is not the next row's observation; not at the last row
+    :raises ValueError: for different shapes
+    """
+    expected = dict(named_columns("observations", observations))
+    found = {name.removeprefix("next_"): column for name, column in named_columns("next_observations", next_observations)}
+    if {name: column.shape for name, column in expected.items()} != {name: column.shape for name, column in found.items()}:
+        raise ValueError(
+            f"next_observations of shape {map_columns(np.shape, next_observations)} must have the shape of the observations, "
+            f"{map_columns(np.shape, observations)}"
+        )
+    n_steps = len(next(iter(expected.values())))
+    broken = np.zeros(n_steps, dtype=bool)
+    for name, column in expected.items():
+        for piece in in_pieces(n_steps - 1):
+            following = np.asarray(column[piece.start + 1 : piece.stop + 1])
+            same = following == np.asarray(found[name][piece], following.dtype)
+            if np.issubdtype(following.dtype, np.floating):
+                same |= np.isnan(following)
+            broken[piece] |= ~same.reshape(len(following), -1).all(axis=1)
+    return broken
+
+
 def _without_map(value: Any) -> Any:
     # Not a part of a map, which is a map of the same file in NumPy's eyes
     if isinstance(value, np.memmap) and not isinstance(value.base, np.ndarray) and value.filename is not None:
@@ -251,15 +475,3 @@ def _without_map(value: Any) -> Any:
 
 def _with_map(value: Any) -> Any:
     return value.open() if isinstance(value, MappedFile) else value
-
-
-def to_space(observations: Any, space: spaces.Space | None) -> Any:
-    """
-    Images with channels first or last, as the space wants them; everything else as it is.
-
-    :param observations: (B, *observation shape), or a dictionary of such
-    :param space: of one observation, or None: as they are
-    """
-    if isinstance(space, spaces.Dict):
-        return {key: to_space(value, space.spaces.get(key)) for key, value in observations.items()}
-    return maybe_transpose(observations, space) if space is not None and is_image_space(space) else observations
