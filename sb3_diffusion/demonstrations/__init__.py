@@ -1,0 +1,3 @@
+from sb3_diffusion.demonstrations.demonstrations import Demonstrations, Transitions
+
+__all__ = ["Demonstrations", "Transitions"]
