@@ -20,12 +20,12 @@ from sb3_diffusion.diffusion import (
     KERNELS,
     Denoiser,
     NoiseSchedule,
+    expected_log_prob,
     gaussian_log_prob,
     log_det_tanh,
     make_betas,
     noising_log_prob,
-    noising_step,
-    prior_log_prob,
+    noising_moments,
     read_out,
     reverse_mean,
     reverse_step,
@@ -432,26 +432,45 @@ class DiffusionActor(Actor):
         noise = th.randn_like(latents) if noise is None else noise
         return reverse_step(latents, drift, log_scale, self.schedule().at(steps), noise)
 
-    def log_likelihood_bound(self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
+    def log_likelihood_bound(
+        self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor, step_weights: th.Tensor | None = None
+    ) -> th.Tensor:
         """
         An unbiased estimate of the evidence lower bound on ``log π(a^0|s)``: the noising process takes ``x^0 = (a^0 - m) / c``
-        to ``x^K``, and one of the K log-ratios stands for all.
+        to ``x^K``, and one of the K log-ratios stands for all. Given ``x^0`` and ``x^k``, all that the noising process draws
+        besides, ``x^{k-1}`` and ``x^K``, is integrated out (docs/method.md, "Maximum likelihood").
 
         :param features: (B, features_dim)
         :param actions: (B, d), ``a^0``, before they are squashed
-        :param steps: (B,), the step k of each row, all steps equally often
-        :return: (B,), ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
+        :param steps: (B,), the step k of each row
+        :param step_weights: (B,), one over the probability that a row gets its step; None: K, all steps equally often
+        :return: (B,), the mean of ``log p(x^K) + step_weights ℓ_k - Σ_dims log c`` in nats
         """
         location, log_scale = self.readout(features)
-        latents = [(actions - location) * th.exp(-log_scale)]
-        for tables in self.schedule().rows():
-            latents.append(noising_step(latents[-1], tables, th.randn_like(actions)))
-        path, rows = th.stack(latents), th.arange(len(steps), device=steps.device)
-        current, previous = path[steps, rows], path[steps - 1, rows]
-        mean, log_std = self.reverse_kernel(features, current, steps)
-        log_reverse = gaussian_log_prob((previous - mean) * th.exp(-log_std), log_std)
-        log_ratios = log_reverse - noising_log_prob(current, previous, self.schedule().at(steps))
-        return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios - log_scale.sum(dim=-1)
+        end = (actions - location) * th.exp(-log_scale)
+        schedule = self.schedule()
+        tables, moments = schedule.at(steps), noising_moments(schedule)
+        signal, variance = moments.signal[steps], moments.variance[steps]
+        signal_before, variance_before = moments.signal[steps - 1], moments.variance[steps - 1]
+        latents = th.addcmul(signal * end, variance.sqrt(), th.randn_like(end))
+        # x^{k-1} given x^0 and x^k
+        noise_variance = tables.noise_std.square()
+        posterior_mean = (tables.retain * variance_before * latents + noise_variance * signal_before * end) / variance
+        posterior_variance = noise_variance * variance_before / variance
+        mean, log_std = self.reverse_kernel(features, latents, steps)
+        log_reverse = expected_log_prob(posterior_mean - mean, posterior_variance, log_std)
+        log_noising = expected_log_prob(
+            latents - tables.retain * posterior_mean,
+            tables.retain.square() * posterior_variance,
+            tables.noise_std.log(),
+        )
+        log_prior = expected_log_prob(
+            moments.signal_left[steps] * latents,
+            moments.variance_left[steps],
+            th.full_like(latents, math.log(self.prior_std)),
+        )
+        weights = self.diffusion_steps if step_weights is None else step_weights
+        return log_prior + weights * (log_reverse - log_noising) - log_scale.sum(dim=-1)
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
