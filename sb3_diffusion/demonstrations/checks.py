@@ -147,7 +147,9 @@ def check_fits(
 
 
 def statistics(vec_normalize: VecNormalize) -> dict[str, Any]:
-    """The observation statistics by key; of observations that are no dictionary under ``""``."""
+    """The observation statistics by key; of observations that are no dictionary under ``""``; none without ``norm_obs``."""
+    if not vec_normalize.norm_obs:
+        return {}
     rms = vec_normalize.obs_rms
     return rms if isinstance(rms, dict) else {"": rms}
 
@@ -159,7 +161,7 @@ def has_statistics(vec_normalize: VecNormalize) -> bool:
 
 def check_normalization(demonstrations: "Demonstrations", vec_normalize: VecNormalize) -> None:
     """:raises ValueError: for observations that the statistics make nothing but outliers of"""
-    if not (vec_normalize.norm_obs and has_statistics(vec_normalize)):
+    if not has_statistics(vec_normalize):
         return
     columns: Any = demonstrations.observations
     for key, rms in statistics(vec_normalize).items():

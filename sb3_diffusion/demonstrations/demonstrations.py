@@ -354,6 +354,23 @@ class Demonstrations:
             raise ValueError("these demonstrations have no rewards")
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
 
+    def running_returns(self, gamma: float) -> np.ndarray:
+        """
+        What ``VecNormalize`` scales rewards by the standard deviation of: ``R_t = γ R_{t-1} + r_t``, from 0 at each start.
+
+        :param gamma: γ
+        :return: (N,) float64
+        :raises ValueError: without rewards
+        """
+        if self.rewards is None:
+            raise ValueError("these demonstrations have no rewards")
+        returns = self.rewards.astype(np.float64)
+        starts, lengths = self.episode_starts, self.episode_lengths
+        for time in range(1, int(lengths.max())):
+            rows = starts[lengths > time] + time
+            returns[rows] += gamma * returns[rows - 1]
+        return returns
+
     @property
     def transition_rows(self) -> np.ndarray:
         """

@@ -29,6 +29,7 @@ from sb3_diffusion.common.validation import (
     wants_sde,
     without_sde,
 )
+from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -54,7 +55,7 @@ class Coefficients(NamedTuple):
     ent_coef: th.Tensor | None = None
 
 
-class DiffPPO(SafeSaveMixin, PPO):
+class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
     """
     Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
     decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process

@@ -30,6 +30,7 @@ from sb3_diffusion.common.validation import (
     wants_sde,
     without_sde,
 )
+from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import log_det_tanh, read_out, remaining_signal, squashed_readout, telescoped_log_ratio
 
@@ -152,7 +153,7 @@ Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
 Improvement = tuple[dict[str, th.Tensor], Gradients]
 
 
-class DiffSAC(SafeOffPolicySaveMixin, SAC):
+class DiffSAC(PretrainingMixin, SafeOffPolicySaveMixin, SAC):
     """
     Soft actor-critic with a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffSAC").
 
