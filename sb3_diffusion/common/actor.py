@@ -272,6 +272,21 @@ class DiffusionActor(Actor):
         log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
         return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
 
+    @th.no_grad()
+    def start_readout(self, actions: th.Tensor) -> None:
+        """
+        Where the read-out is still as it started, put it at the mean and the standard deviation of given actions, as if prior
+        and actions were Gaussians. A read-out that has learned stays.
+
+        :param actions: (B, d), ``a^0``, before they are squashed
+        """
+        if not self.state_dependent_readout or any(parameter.any() for parameter in self.mu.parameters()):
+            return
+        log_scale = (actions.std(dim=0, correction=0) / self.prior_std).log().clamp(LOG_STD_MIN, LOG_STD_MAX)
+        for layer, value in ((self.mu, actions.mean(dim=0)), (self.log_std, log_scale)):
+            bias = layer.bias if isinstance(layer, nn.Module) else layer
+            bias.copy_(value)  # type: ignore[operator]
+
     def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.

@@ -24,8 +24,8 @@ from sb3_diffusion.diffusion import log_det_tanh
 
 SelfPretraining = TypeVar("SelfPretraining", bound="PretrainingMixin")
 
-# The validation bound is computed on so many rows at most, all K steps of each with the same noise every time.
-VALIDATION_ROWS = 4096
+# The validation bound, and where the read-out starts, are computed on so many rows at most.
+SAMPLED_ROWS = 4096
 VALIDATION_SEED = 0
 # One gradient can be far from the others where the variance of a step is small and the network new.
 MAX_GRAD_NORM = 1.0
@@ -320,9 +320,11 @@ class PretrainingMixin(BaseAlgorithm):
         """:meth:`pretrain` without its precautions."""
         rng = np.random.default_rng(np.random.randint(LARGEST_SEED))
         train_rows, validation_rows = data.split(validation_fraction, rng)
-        if len(validation_rows) > VALIDATION_ROWS:
-            validation_rows = np.sort(rng.choice(validation_rows, VALIDATION_ROWS, replace=False))
+        if len(validation_rows) > SAMPLED_ROWS:
+            validation_rows = np.sort(rng.choice(validation_rows, SAMPLED_ROWS, replace=False))
         actor: DiffusionActor = self.policy.actor  # type: ignore[assignment]
+        some_rows = rng.choice(train_rows, min(len(train_rows), SAMPLED_ROWS), replace=False)
+        actor.start_readout(data.actions(np.sort(some_rows)).actions)
         parameters = [parameter for parameter in actor.parameters() if parameter.requires_grad]
         optimizer = self.policy.optimizer_class(parameters, lr=learning_rate(1.0), **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
         average = WeightAverage(actor, average_decay)

@@ -104,7 +104,8 @@ def expected_log_prob(distance: th.Tensor, variance: th.Tensor, log_std: th.Tens
     :return: (…) in nats
     """
     inverse_std = th.exp(-log_std)
-    return gaussian_log_prob(distance * inverse_std, log_std) - 0.5 * (variance * inverse_std.square()).sum(dim=-1)
+    spread = (variance * inverse_std.square()).expand_as(distance)
+    return gaussian_log_prob(distance * inverse_std, log_std) - 0.5 * spread.sum(dim=-1)
 
 
 def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
