@@ -18,12 +18,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.demonstrations import Demonstrations
 from sb3_diffusion.demonstrations.pretraining import ImitationData, WeightAverage, falling, validation_bound
 from sb3_diffusion.diffusion import log_det_tanh
 
-ALGORITHMS = [DiffSAC, DiffWPO, DiffPPO]
+ALGORITHMS = [DiffSAC, DiffCrossQ, DiffTQC, DiffWPO, DiffPPO]
 by_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
 COSINE = dict(noise_schedule="cosine", diffusion_steps=16)
 
