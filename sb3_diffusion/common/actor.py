@@ -1,5 +1,6 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
@@ -19,12 +20,11 @@ from sb3_diffusion.diffusion import (
     KERNELS,
     Denoiser,
     NoiseSchedule,
+    expected_log_prob,
     find_mode,
-    log_ratio,
     make_betas,
     mode_noise,
-    noising_step,
-    prior_log_prob,
+    noising_moments,
     probe_noise,
     probe_residual,
     read_out,
@@ -237,6 +237,24 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         location = self.mu(latent_pi)
         return location, th.clamp(self.log_std(latent_pi), LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
+    def keep_scale_in_range(self) -> None:
+        """After an update: nothing to do, where the read-out's scale is a head of the network and clamped when it is used."""
+
+    @th.no_grad()
+    def start_readout(self, actions: th.Tensor) -> None:
+        """
+        Where the read-out is still as it started, put it at the mean and the standard deviation of given actions, as if prior
+        and actions were Gaussians. A read-out that has learned stays.
+
+        :param actions: (B, d), ``a^0``, before they are squashed
+        """
+        if not self.state_dependent_readout or any(parameter.any() for parameter in self.mu.parameters()):
+            return
+        log_scale = (actions.std(dim=0, correction=0) / self.prior_std).log().clamp(LOG_STD_MIN, LOG_STD_MAX)
+        for layer, value in ((self.mu, actions.mean(dim=0)), (self.log_std, log_scale)):
+            bias = layer.bias if isinstance(layer, nn.Module) else layer
+            bias.copy_(value)  # type: ignore[operator]
+
     def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.
@@ -334,24 +352,39 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     def log_likelihood_bound(self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
         """
         An unbiased estimate of the evidence lower bound on ``log π(a^0|s)``: the noising process takes ``x^0 = (a^0 - m) / c``
-        to ``x^K``, and one of the K log-ratios stands for all.
+        to ``x^K``, and one of the K log-ratios stands for all. Given ``x^0`` and ``x^k``, all that the noising process draws
+        besides, ``x^{k-1}`` and ``x^K``, is integrated out (docs/method.md, "Maximum likelihood").
 
         :param features: (B, features_dim)
         :param actions: (B, d), ``a^0``, before they are squashed
         :param steps: (B,), the step k of each row, all steps equally often
-        :return: (B,), ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
+        :return: (B,), the mean of ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
         """
         location, log_scale = self.readout(features)
-        latents = [(actions - location) * th.exp(-log_scale)]
-        for tables in self.schedule().rows():
-            latents.append(noising_step(latents[-1], tables, th.randn_like(actions)))
-        path, rows = th.stack(latents), th.arange(len(steps), device=steps.device)
-        current, previous, tables = path[steps, rows], path[steps - 1, rows], self.schedule().at(steps)
-        drift, step_log_scale = self.denoise(self.denoiser.condition(features), current, steps)
-        residual = (previous - reverse_mean(current, drift, tables)) / tables.noise_std * th.exp(-step_log_scale)
-        log_ratios = log_ratio(current, previous, residual, step_log_scale, tables)
-        scale_log_ratio = readout_log_ratio(actions, log_scale, squashed=False)
-        return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios + scale_log_ratio
+        end = (actions - location) * th.exp(-log_scale)
+        schedule = self.schedule()
+        tables, moments = schedule.at(steps), noising_moments(schedule)
+        signal, variance = moments.signal[steps], moments.variance[steps]
+        signal_before, variance_before = moments.signal[steps - 1], moments.variance[steps - 1]
+        latents = th.addcmul(signal * end, variance.sqrt(), th.randn_like(end))
+        # x^{k-1} given x^0 and x^k
+        noise_variance = tables.noise_std.square()
+        posterior_mean = (tables.retain * variance_before * latents + noise_variance * signal_before * end) / variance
+        posterior_variance = noise_variance * variance_before / variance
+        mean, log_std = self.reverse_kernel(features, latents, steps)
+        log_reverse = expected_log_prob(posterior_mean - mean, posterior_variance, log_std)
+        log_noising = expected_log_prob(
+            latents - tables.retain * posterior_mean,
+            tables.retain.square() * posterior_variance,
+            tables.noise_std.log(),
+        )
+        log_prior = expected_log_prob(
+            moments.signal_left[steps] * latents,
+            moments.variance_left[steps],
+            th.full_like(latents, math.log(self.prior_std)),
+        )
+        log_ratios = log_reverse - log_noising
+        return log_prior + self.diffusion_steps * log_ratios + readout_log_ratio(actions, log_scale, squashed=False)
 
     def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""

@@ -122,6 +122,35 @@ def remaining_signal(tables: KernelTables) -> th.Tensor:
     return th.cat([th.ones_like(tables.retain[:1]), tables.retain.cumprod(dim=0)])
 
 
+class NoisingMoments(NamedTuple):
+    """
+    What the noising process makes of ``x^0`` until step k and of ``x^k`` until the end, for k = 0 … K; each (K + 1, d) or
+    (K + 1, 1): ``x^k`` given ``x^0`` is ``N(signal x^0, variance)``, and ``x^K`` given ``x^k`` is
+    ``N(signal_left x^k, variance_left)``.
+    """
+
+    signal: th.Tensor
+    variance: th.Tensor
+    signal_left: th.Tensor
+    variance_left: th.Tensor
+
+
+def noising_moments(tables: KernelTables) -> NoisingMoments:
+    """
+    :param tables: the kernel tables
+    :return: the moments of the noising process, differentiable if the tables are
+    """
+    variance = [th.zeros_like(tables.retain[0])]
+    for row in tables.rows():
+        variance.append(row.retain.square() * variance[-1] + row.noise_std.square())
+    left = [(th.ones_like(tables.retain[0]), th.zeros_like(tables.retain[0]))]
+    for row in tables.rows()[::-1]:
+        signal_left, variance_left = left[-1]
+        left.append((signal_left * row.retain, variance_left + (signal_left * row.noise_std).square()))
+    signals_left, variances_left = zip(*left[::-1], strict=True)
+    return NoisingMoments(remaining_signal(tables), th.stack(variance), th.stack(signals_left), th.stack(variances_left))
+
+
 class NoiseSchedule(nn.Module):
     """
     The kernel tables of a schedule, fixed (no state) or learned (one β per step and action dimension). State dicts say what
