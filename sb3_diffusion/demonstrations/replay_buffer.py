@@ -190,7 +190,10 @@ class DemonstrationReplayBuffer(ReplayBuffer):
         parts: Any = space.spaces if isinstance(space, spaces.Dict) else space
         # Discrete observations are rows of one number there.
         shaped = map_columns(
-            lambda rows, part, shape: rows.reshape(-1, *shape).astype(part.dtype, copy=False), observations, parts, self.obs_shape
+            lambda rows, part, shape: rows.reshape(-1, *shape).astype(part.dtype, copy=False),
+            observations,
+            parts,
+            self.obs_shape,
         )
         return map_columns(self.to_torch, self._normalize_obs(shaped, env))
 
