@@ -14,7 +14,7 @@ for package in ("gymnasium_robotics", "mujoco", "minari", "matplotlib"):
 
 ROOT = Path(__file__).parents[1]
 FEW = (
-    "--episodes=4 --epochs=2 --warm-up=2 --steps=20 --every=10 --adaptation=16 --evaluation-episodes=2 --algorithms diffsac sac"
+    "--episodes=4 --epochs=2 --warm-up=2 --steps=20 --every=10 --adaptation=16 --evaluation-episodes=2"
 ).split()
 
 
