@@ -1,6 +1,6 @@
 """
-Functions for ``evaluation: {metrics: […]}`` of a campaign on this library's multimodal environments. They draw actions from the
-policy alone; a policy that was trained behind ``VecNormalize`` sees raw observations.
+Functions for ``evaluation: {metrics: […]}`` of a campaign on this library's multimodal environments. They draw actions from
+the policy alone; a policy that was trained behind ``VecNormalize`` sees raw observations.
 """
 
 from stable_baselines3.common.base_class import BaseAlgorithm
