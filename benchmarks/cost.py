@@ -117,7 +117,7 @@ def contestants(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[
         "SAC": partial(off_policy, SAC, "MlpPolicy", *common),
         "PPO": partial(on_policy, PPO, *common),
     }
-    ours: dict[str, tuple[Any, ...]] = {
+    ours: dict[str, Any] = {
         "DiffSAC": (off_policy, DiffSAC, "MlpPolicy"),
         "DiffWPO": (off_policy, DiffWPO, "MlpPolicy"),
         "DiffPPO": (on_policy, DiffPPO),
@@ -575,13 +575,18 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 }
 
 
+def digits(value: float) -> str:
+    """:return: with three significant digits, large numbers as whole ones"""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def quartiles(values: pd.Series) -> str:
-    """:return: the median, and the quartiles where there are several values; nothing where there is none"""
+    """:return: the median, and the quartiles where values differ; nothing where there is none"""
     values = values.dropna()
     if values.empty:
         return ""
     low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.3g}" if len(values) == 1 else f"{middle:.3g} ({low:.3g}–{high:.3g})"
+    return digits(middle) if low == high else f"{digits(middle)} ({digits(low)}–{digits(high)})"
 
 
 def markdown(out: Path) -> str:
