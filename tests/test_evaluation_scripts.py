@@ -22,6 +22,7 @@ from sb3_diffusion.experiments.annealing import Annealing
 from sb3_diffusion.experiments.command import check_buildable
 from sb3_diffusion.experiments.plan import campaign_of, read_campaign
 from sb3_diffusion.experiments.reading import read
+from sb3_diffusion.experiments.reporting import report
 from sb3_diffusion.zoo import register
 
 ROOT = Path(__file__).parents[1]
@@ -130,8 +131,7 @@ def test_temperature_and_learning_rate_of_every_algorithm_can_be_annealed(algori
     else:
         assert model.ent_coef_tensor.item() == pytest.approx(0.1)
     (group,) = (model.policy if algorithm == "DiffPPO" else model.actor).optimizer.param_groups
-    # A rollout or a step before the end
-    assert group["lr"] == pytest.approx(1e-3 if algorithm == "DiffPPO" else 1e-3 + 9e-3 / 64)
+    assert group["lr"] == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,13 @@ def test_annealing_refuses_an_algorithm_without_a_temperature() -> None:
         learned.learn(4, callback=Annealing("ent_coef", 1.0, 0.1))
 
 
-def test_a_campaign_of_multimodal_tasks_ends_in_a_table_and_pictures(tmp_path: Path) -> None:
+def test_a_campaign_of_a_multimodal_task_ends_in_a_table_and_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     metric = "sb3_diffusion.evaluation.metrics.mode_coverage"
     annealing = "sb3_diffusion.experiments.annealing.Annealing"
     content = {
-        "environments": ["MultiGoal2D-v0", "TurningDoubleWell-v0"],
+        "environments": ["TurningDoubleWell-v0"],
         "seeds": [3],
         "steps": 60,
         "evaluation": {"every": 60, "episodes": 2, "metrics": [metric]},
@@ -172,24 +174,29 @@ def test_a_campaign_of_multimodal_tasks_ends_in_a_table_and_pictures(tmp_path: P
         "variants": {"sac": {"algo": "sac"}},
     }
     (tmp_path / "small.yml").write_text(yaml.safe_dump(content))
-    for command in (
-        ["-m", "sb3_diffusion.campaign", "small.yml", "--out", "made"],
-        [str(ROOT / "benchmarks" / "modes.py"), "made", "--out", "pictures/modes"],
-        ["-m", "sb3_diffusion.report", "made", "--metric", "mean_reward", "goals", "--out", "report", "--pictures"],
-    ):
-        finished = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
-        assert finished.returncode == 0, finished.stderr
-    row = pd.read_csv(tmp_path / "made" / "results.csv").set_index("environment").loc["TurningDoubleWell-v0"]
+    monkeypatch.chdir(tmp_path)
+    finished = subprocess.run(
+        [sys.executable, "-m", "sb3_diffusion.campaign", "small.yml", "--out", "made"], capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    row = pd.read_csv("made/results.csv").iloc[0]
     assert row["ent_coef"] == pytest.approx(0.25, rel=0.1) and 0 <= row["smallest_share"] <= 0.5
-    assert "| TurningDoubleWell-v0 | sac | 1 | 60 |" in (tmp_path / "report.md").read_text()
-    for name in ("MultiGoal2D-v0", "TurningDoubleWell-v0"):
-        assert (tmp_path / "pictures" / f"modes_{name}.png").stat().st_size > 10_000
+    report(["made", "--metric", "mean_reward", "--pictures"])
+    assert "| TurningDoubleWell-v0 | sac | 1 | 60 |" in capsys.readouterr().out
+    modes = script("modes", "benchmarks", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["modes.py", "made", "--out", "pictures/modes"])
+    modes.main()
+    assert Path("pictures/modes.png").stat().st_size > 10_000
 
 
-def test_modes_refuses_a_folder_without_a_campaign(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "modes.py"), str(tmp_path)]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2 and "is not the folder of a campaign" in refused.stderr
+def test_modes_refuses_a_folder_without_a_campaign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes = script("modes", "benchmarks", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["modes.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        modes.main()
+    assert "is not the folder of a campaign" in capsys.readouterr().err
 
 
 SMALL_COSTS = {
