@@ -17,7 +17,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
-from sb3_diffusion.evaluation.metrics import mode_coverage, update_size
+from sb3_diffusion.experiments.metrics import mode_coverage, update_size
 from sb3_diffusion.experiments.annealing import Annealing
 from sb3_diffusion.experiments.command import check_buildable
 from sb3_diffusion.experiments.plan import campaign_of, read_campaign
@@ -157,7 +157,7 @@ def test_annealing_refuses_an_algorithm_without_a_temperature() -> None:
 def test_a_campaign_of_a_multimodal_task_ends_in_a_table_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metric = "sb3_diffusion.evaluation.metrics.mode_coverage"
+    metric = "sb3_diffusion.experiments.metrics.mode_coverage"
     annealing = "sb3_diffusion.experiments.annealing.Annealing"
     content = {
         "environments": ["TurningDoubleWell-v0"],

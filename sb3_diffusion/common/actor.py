@@ -1,9 +1,8 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -12,27 +11,25 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import nn
-from torch.nn import functional as F
 
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import DiffusionStateMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
     Denoiser,
     NoiseSchedule,
-    gaussian_log_prob,
-    log_det_tanh,
+    log_ratio,
     make_betas,
-    noising_log_prob,
     noising_step,
     prior_log_prob,
     read_out,
+    readout_log_ratio,
     reverse_mean,
     reverse_step,
     sample_chain,
     sample_end,
-    sample_latents,
-    squashed_readout,
 )
 
 # Bounds of the two denoiser heads. They keep every chain finite in float32, whatever the weights, and are far from where
@@ -70,34 +67,26 @@ class PolicySample(NamedTuple):
     log_scale: th.Tensor
 
 
-class DecisionKernels(NamedTuple):
-    """
-    The kernels of κ reverse steps of each of B chains and, in the last column, of the first decision ``a^K``: ``mean`` and
-    ``log_std`` (B, κ + 1, d) of the decision's Gaussian, without a gradient; its log-density ``log_prob`` (B, κ + 1), and
-    ``noising_log_prob`` (B, κ + 1), ``log π(a^k | a^{k-1})``, which is 0 for ``a^K``. In nats.
-    """
-
-    mean: th.Tensor
-    log_std: th.Tensor
-    log_prob: th.Tensor
-    noising_log_prob: th.Tensor
+AnyActor = TypeVar("AnyActor", bound="DiffusionActor")
+Tensors = TypeVar("Tensors", bound=th.Tensor | tuple)
 
 
-def cheap_without_gradients(
-    method: Callable[["DiffusionActor", th.Tensor], th.Tensor],
-) -> Callable[["DiffusionActor", th.Tensor], th.Tensor]:
+def cheap_without_gradients(method: Callable[[AnyActor, th.Tensor], Tensors]) -> Callable[[AnyActor, th.Tensor], Tensors]:
     """
     A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
-    cheaper than under ``no_grad``. The result is an ordinary tensor. Features come from outside, because an extractor may keep
-    tensors for its training.
+    cheaper than under ``no_grad``. The result, a tensor or a named tuple of tensors, is an ordinary one. Features come from
+    outside, because an extractor may keep tensors for its training.
     """
 
     @wraps(method)
-    def call(self: "DiffusionActor", features: th.Tensor) -> th.Tensor:
-        if th.is_grad_enabled() or th.jit.is_tracing():
+    def call(self: AnyActor, features: th.Tensor) -> Tensors:
+        # Compiled code keeps views of buffers for later calls, which must not be tensors of inference mode.
+        if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
             return method(self, features)
         with th.inference_mode():
-            result = method(self, features)
+            result: Any = method(self, features)
+        if isinstance(result, tuple):
+            return type(result)(*(part.clone() for part in result))  # type: ignore[return-value]
         return result.clone()
 
     return call
@@ -127,7 +116,7 @@ def cut_share(values: th.Tensor) -> th.Tensor:
     return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
 
 
-class DiffusionActor(Actor):
+class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     """
     A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
     With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion
@@ -145,7 +134,6 @@ class DiffusionActor(Actor):
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
-    :param state_dependent_scale: False: the read-out's ``c`` is a parameter per action dimension, as PPO's standard deviation
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
@@ -177,7 +165,6 @@ class DiffusionActor(Actor):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
         squash_output: bool = True,
-        state_dependent_scale: bool = True,
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
@@ -185,7 +172,7 @@ class DiffusionActor(Actor):
         check_number("prior_std", prior_std, 1e-6, 1e6)
         check_choice("kernel", kernel, KERNELS)
         flags = dict(learn_schedule=learn_schedule, learn_variance=learn_variance, squash_output=squash_output)
-        flags |= dict(state_dependent_readout=state_dependent_readout, state_dependent_scale=state_dependent_scale)
+        flags |= dict(state_dependent_readout=state_dependent_readout)
         for name, flag in flags.items():
             check_choice(name, flag, (False, True))
         betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
@@ -217,7 +204,6 @@ class DiffusionActor(Actor):
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
-            state_dependent_scale=state_dependent_scale,
         )
         self.learn_variance = learn_variance
         self.state_dependent_readout = state_dependent_readout
@@ -233,11 +219,8 @@ class DiffusionActor(Actor):
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()
         if state_dependent_readout:
-            if not state_dependent_scale:
-                del self.log_std
-                self.log_std = nn.Parameter(th.zeros(self.action_dim))  # type: ignore[assignment]
             for layer in (self.mu, self.log_std):
-                for parameter in layer.parameters() if isinstance(layer, nn.Module) else [layer]:
+                for parameter in layer.parameters():  # type: ignore[union-attr]
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
@@ -269,8 +252,7 @@ class DiffusionActor(Actor):
             return zeros, zeros
         latent_pi = self.latent_pi(features)
         location = self.mu(latent_pi)
-        log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
-        return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
+        return location, th.clamp(self.log_std(latent_pi), LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
     def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -302,12 +284,6 @@ class DiffusionActor(Actor):
         condition = self.denoiser.condition(features)
         return lambda latents, k: self.denoise(condition, latents, k)
 
-    @th.no_grad()
-    def keep_scale_in_range(self) -> None:
-        """For a read-out whose scale is a parameter: beyond the bounds it would have no gradient, and stay there."""
-        if isinstance(getattr(self, "log_std", None), nn.Parameter):
-            self.log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
-
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:
         """
@@ -319,49 +295,6 @@ class DiffusionActor(Actor):
         end = sample_end(self._chain_denoiser(features), self.schedule(), self.prior_std, self._chain_noise(features))
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
-
-    @cheap_without_gradients
-    def sample_chains(self, features: th.Tensor) -> th.Tensor:
-        """
-        The chains of :meth:`sample` for the same random numbers, as sequences of decisions ``a^k = m + c x^k``. They stay what
-        was decided, whatever later read-outs make of ``x^k``. The first decision, ``a^K``, has the density
-        ``N(m, (c ν)²)``; the last is the action before it is squashed.
-
-        :param features: (B, features_dim)
-        :return: (B, K + 1, d), ``a^0 … a^K``
-        """
-        noise = self._chain_noise(features)
-        latents = sample_latents(self._chain_denoiser(features), self.schedule(), self.prior_std, noise)
-        location, log_scale = self.readout(features)
-        return read_out(th.stack(latents, dim=1), location.unsqueeze(1), log_scale.unsqueeze(1))
-
-    def evaluate_decisions(self, features: th.Tensor, chains: th.Tensor, steps: th.Tensor) -> DecisionKernels:
-        """
-        The kernels of given decisions. All of them depend on the read-out: the networks and both kernels see
-        ``x^k = (a^k - m) / c``.
-
-        :param features: (B, features_dim)
-        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param steps: k, (B, κ), or (κ,) for all chains
-        :return: the kernels of these κ reverse steps and of the first decision
-        """
-        tables = self.schedule().at(steps)
-        location, readout_log_scale = (head.unsqueeze(1) for head in self.readout(features))
-        chains = (chains - location) * th.exp(-readout_log_scale)
-        rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
-        first, latents, previous = chains[:, -1:], chains[rows, steps], chains[rows, steps - 1]
-        drift, log_scale = self.denoise(self.denoiser.condition(features).unsqueeze(1), latents, steps)
-        mean = th.cat([reverse_mean(latents, drift, tables), th.zeros_like(first)], dim=1)
-        log_std = th.cat([tables.noise_std.log() + log_scale, th.full_like(first, math.log(self.prior_std))], dim=1)
-        residual = (th.cat([previous, first], dim=1) - mean) * th.exp(-log_std)
-        log_std = log_std + readout_log_scale
-        noising = noising_log_prob(latents, previous, tables) - readout_log_scale.sum(dim=-1)
-        return DecisionKernels(
-            read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
-            log_std.detach(),
-            gaussian_log_prob(residual, log_std),
-            F.pad(noising, (0, 1)),
-        )
 
     def reverse_kernel(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -375,23 +308,6 @@ class DiffusionActor(Actor):
         tables = self.schedule().at(steps)
         drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
         return reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
-
-    def path_log_prob(self, chains: th.Tensor, kernels: DecisionKernels) -> th.Tensor:
-        """
-        What the soft rewards from each decision of a chain on sum to, ``log p(a^k) + Σ_{j≤k} ℓ_j`` with ``p`` the density of
-        the first decision: for k = K, and for that decision itself, the path log-probability of :meth:`sample`. For an
-        untrained "vp" diffusion it is the same at every k, the log-probability of the action.
-
-        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param kernels: of all K steps, as :meth:`evaluate_decisions` gives them
-        :return: (B, K + 1) in nats
-        """
-        come = (kernels.log_prob - kernels.noising_log_prob)[:, :-1].cumsum(dim=1)
-        if self.squash_output:
-            come = come - log_det_tanh(chains[:, 0]).unsqueeze(1)
-        mean, log_std = kernels.mean[:, -1:], kernels.log_std[:, -1:]
-        come = come + gaussian_log_prob((chains[:, 1:] - mean) * th.exp(-log_std), log_std)
-        return th.cat([come, come[:, -1:]], dim=1)
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None, bfloat16: bool = False) -> PolicySample:
         """
@@ -408,13 +324,11 @@ class DiffusionActor(Actor):
             denoiser = with_bfloat16_products(denoiser)
         chain = sample_chain(denoiser, self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
-        if self.squash_output:
-            actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)
-        else:
-            actions, readout_log_ratio = read_out(chain.latents[0], location, log_scale), -log_scale.sum(dim=-1)
-        log_ratios = th.cat([(chain.log_ratios[0] + readout_log_ratio).unsqueeze(0), chain.log_ratios[1:]])
+        actions = read_out(chain.latents[0], location, log_scale)
+        last = chain.log_ratios[0] + readout_log_ratio(actions, log_scale, self.squash_output)
+        log_ratios = th.cat([last.unsqueeze(0), chain.log_ratios[1:]])
         path_log_prob = chain.prior_log_prob + log_ratios.sum(dim=0)
-        return PolicySample(actions, chain.latents, log_ratios, path_log_prob, location, log_scale)
+        return PolicySample(self.squash(actions), chain.latents, log_ratios, path_log_prob, location, log_scale)
 
     def reverse_step(
         self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor, noise: th.Tensor | None = None
@@ -447,11 +361,12 @@ class DiffusionActor(Actor):
         for tables in self.schedule().rows():
             latents.append(noising_step(latents[-1], tables, th.randn_like(actions)))
         path, rows = th.stack(latents), th.arange(len(steps), device=steps.device)
-        current, previous = path[steps, rows], path[steps - 1, rows]
-        mean, log_std = self.reverse_kernel(features, current, steps)
-        log_reverse = gaussian_log_prob((previous - mean) * th.exp(-log_std), log_std)
-        log_ratios = log_reverse - noising_log_prob(current, previous, self.schedule().at(steps))
-        return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios - log_scale.sum(dim=-1)
+        current, previous, tables = path[steps, rows], path[steps - 1, rows], self.schedule().at(steps)
+        drift, step_log_scale = self.denoise(self.denoiser.condition(features), current, steps)
+        residual = (previous - reverse_mean(current, drift, tables)) / tables.noise_std * th.exp(-step_log_scale)
+        log_ratios = log_ratio(current, previous, residual, step_log_scale, tables)
+        scale_log_ratio = readout_log_ratio(actions, log_scale, squashed=False)
+        return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios + scale_log_ratio
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -124,7 +124,8 @@ def remaining_signal(tables: KernelTables) -> th.Tensor:
 
 class NoiseSchedule(nn.Module):
     """
-    The kernel tables of a schedule, fixed (no state) or learned (one β per step and action dimension).
+    The kernel tables of a schedule, fixed (no state) or learned (one β per step and action dimension). State dicts say what
+    was chosen in their metadata, beside the tensors: networks trained with one schedule act differently with another.
 
     :param betas: (K,) initial β_1 … β_K
     :param latent_dim: d
@@ -139,6 +140,7 @@ class NoiseSchedule(nn.Module):
         self.prior_std = prior_std
         self.kernel = kernel
         self.learn = learn
+        self.fixed_betas = betas.tolist()
         fixed = make_kernel_tables(betas.unsqueeze(1), prior_std, kernel)
         if learn:
             if betas.min() < LEARNED_BETA_MIN or betas.max() > LEARNED_BETA_MAX:
@@ -154,6 +156,18 @@ class NoiseSchedule(nn.Module):
             for name, table in fixed._asdict().items():
                 # Cloned: torch.jit.trace refuses two names for one tensor.
                 self.register_buffer(name, table.clone(), persistent=False)
+
+    def choices(self) -> dict[str, Any]:
+        """:return: what networks are trained for, as numbers and strings; the β only where they are not learned"""
+        choices: dict[str, Any] = dict(kernel=self.kernel, prior_std=float(self.prior_std))
+        if not self.learn:
+            choices["noise_schedule"] = [float(f"{beta:.6g}") for beta in self.fixed_betas]
+        return choices
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]].update(self.choices())
 
     def betas(self) -> th.Tensor:
         """:return: the current learned β, (K, d)"""
