@@ -117,7 +117,7 @@ def contestants(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[
         "SAC": partial(off_policy, SAC, "MlpPolicy", *common),
         "PPO": partial(on_policy, PPO, *common),
     }
-    ours: dict[str, Any] = {
+    ours: dict[str, tuple[Any, ...]] = {
         "DiffSAC": (off_policy, DiffSAC, "MlpPolicy"),
         "DiffWPO": (off_policy, DiffWPO, "MlpPolicy"),
         "DiffPPO": (on_policy, DiffPPO),
@@ -240,7 +240,9 @@ def on_policy_parts(model: BaseAlgorithm, patch: Callable[..., None]) -> list[th
     """The same for PPO and DiffPPO."""
     assert isinstance(model, PPO)
     patch(model.rollout_buffer, "_get_samples", "buffer")
-    patch(model.policy, "evaluate_decisions" if isinstance(model, DiffPPO) else "evaluate_actions", "policy and value, forward")
+    patch(
+        model.policy, "evaluate_decisions" if isinstance(model, DiffPPO) else "evaluate_actions", "policy and value, forward"
+    )
     patch(th.autograd, "grad", "all, backward")
     patch(th.Tensor, "backward", "all, backward")
     return [model.policy.optimizer]
@@ -575,18 +577,13 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 }
 
 
-def digits(value: float) -> str:
-    """:return: with three significant digits, large numbers as whole ones"""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def quartiles(values: pd.Series) -> str:
-    """:return: the median, and the quartiles where values differ; nothing where there is none"""
+    """:return: the median, and the quartiles where there are several values; nothing where there is none"""
     values = values.dropna()
     if values.empty:
         return ""
     low, middle, high = np.percentile(values, [25, 50, 75])
-    return digits(middle) if low == high else f"{digits(middle)} ({digits(low)}–{digits(high)})"
+    return f"{middle:.3g}" if len(values) == 1 else f"{middle:.3g} ({low:.3g}–{high:.3g})"
 
 
 def markdown(out: Path) -> str:

@@ -32,6 +32,7 @@ from sb3_diffusion.common.validation import (
     with_hints,
     without_sde,
 )
+from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -63,7 +64,7 @@ class Coefficients(NamedTuple):
     ent_coef: th.Tensor | None = None
 
 
-class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
+class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
     """
     Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
     decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process

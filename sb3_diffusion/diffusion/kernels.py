@@ -25,18 +25,6 @@ def reverse_mean(latents: th.Tensor, drift: th.Tensor, tables: KernelTables) -> 
     return th.addcmul(tables.retain * latents, tables.drift_scale, drift)
 
 
-def noising_step(previous: th.Tensor, tables: KernelTables, noise: th.Tensor) -> th.Tensor:
-    """
-    One step of the noising kernel, ``x^k = retain x^{k-1} + noise_std η``.
-
-    :param previous: (B, d), ``x^{k-1}``
-    :param tables: the rows of step k
-    :param noise: (B, d), ``η``, standard normal
-    :return: (B, d)
-    """
-    return tables.retain * previous + tables.noise_std * noise
-
-
 def reverse_sample(
     latents: th.Tensor, drift: th.Tensor, log_scale: th.Tensor, tables: KernelTables, noise: th.Tensor
 ) -> th.Tensor:
@@ -104,6 +92,20 @@ def gaussian_log_prob(residual: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     """
     log_norm = -0.5 * math.log(2 * math.pi) - log_std
     return th.addcmul(log_norm, residual, residual, value=-0.5).sum(dim=-1)
+
+
+def expected_log_prob(distance: th.Tensor, variance: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+    """
+    Mean log-density of independent Gaussians over a Gaussian value.
+
+    :param distance: (…, d), the value's mean minus theirs
+    :param variance: broadcastable to (…, d), the value's
+    :param log_std: broadcastable to (…, d), theirs
+    :return: (…) in nats
+    """
+    inverse_std = th.exp(-log_std)
+    spread = (variance * inverse_std.square()).expand_as(distance)
+    return gaussian_log_prob(distance * inverse_std, log_std) - 0.5 * spread.sum(dim=-1)
 
 
 def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
