@@ -17,9 +17,9 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
-from sb3_diffusion.experiments.metrics import mode_coverage, update_size
 from sb3_diffusion.experiments.annealing import Annealing
 from sb3_diffusion.experiments.command import check_buildable
+from sb3_diffusion.experiments.metrics import mode_coverage, update_size
 from sb3_diffusion.experiments.plan import campaign_of, read_campaign
 from sb3_diffusion.experiments.reading import read
 from sb3_diffusion.experiments.reporting import report
