@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch as th
 from matplotlib.axes import Axes
@@ -42,7 +43,8 @@ from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
 from sb3_diffusion.envs.two_ways_round import LEFT, TwoWaysRound, WaypointController
-from sb3_diffusion.evaluation import remembered, run_all
+from sb3_diffusion.experiments.folders import read_json, write_json
+from sb3_diffusion.experiments.provenance import provenance
 
 ENV_ID = "TwoWaysRound-v0"
 DATASET_ID = "two-ways-round/waypoints-v0"
@@ -238,9 +240,21 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     return {"stages": {stage: rollouts.summary() for stage, rollouts in stages.items()}, "curves": curves}
 
 
+def result_of(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str, Any]:
+    """:return: what :func:`train` does, or did before"""
+    path = out / f"{name}_seed{seed}.json"
+    settings = json.loads(json.dumps({"algorithm": name, "seed": seed, **options, **SETTINGS}))
+    content = read_json(path)
+    if content is None:
+        content = {"settings": settings, **provenance(), "result": train(name, seed, options, out)}
+        write_json(path, content)
+    if content["settings"] != settings:
+        raise ValueError(f"{path} was made with {content['settings']}, not {settings}; delete it or choose another folder")
+    return content["result"]
+
+
 def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
-    settings = {"algorithm": name, "seed": seed, **options, **SETTINGS}
-    result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
+    result = result_of(name, seed, options, out)
     stages = [
         f"{stage}: {values['success']:.2f}, {values['left']:.2f}, {values['steps']:.1f}"
         for stage, values in result["stages"].items()
@@ -326,7 +340,9 @@ def main() -> None:
     os.environ["MINARI_DATASETS_PATH"] = str((arguments.out / "minari").resolve())
     demonstrate(arguments.episodes)
     runs = [(name, seed) for name in arguments.algorithms for seed in arguments.seeds]
-    run_all(run_one, [(name, seed, options, arguments.out) for name, seed in runs], arguments.workers)
+    jobs = [joblib.delayed(run_one)(name, seed, options, arguments.out) for name, seed in runs]
+    for line in joblib.Parallel(arguments.workers, return_as="generator_unordered")(jobs):
+        print(line, flush=True)
     tabulate(arguments.out, runs)
     draw(arguments.out, arguments.algorithms, arguments.seeds[0], options)
     print(f"wrote {arguments.out}/two_ways_round.csv and .png")
