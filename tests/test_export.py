@@ -78,7 +78,7 @@ def test_sampled_actions_are_predicts_for_the_same_noise(any_algorithm: Any, tmp
 
 
 def test_noise_drawn_inside_gives_new_actions_with_the_distribution_of_predicts(tmp_path: Path) -> None:
-    model = make(DiffSAC, StrictBoxEnv(low=[-3.0, 0.0], high=[5.0, 0.5]))
+    model = make(DiffSAC, StrictBoxEnv(low=[-3.0, 0.0], high=[5.0, 0.5]), scale=0.1)
     export_onnx(model, tmp_path / "sampled", deterministic=False)
     file = session(tmp_path / "sampled.onnx")
     assert [given.name for given in file.get_inputs()] == ["observation"]
@@ -186,7 +186,7 @@ def searched(model: Any, observations: np.ndarray) -> np.ndarray:
 
 
 def test_a_mode_is_searched_in_the_file_where_the_model_searches_it(tmp_path: Path) -> None:
-    model = make(DiffSAC, StrictBoxEnv(low=[-1.0] * 3, high=[1.0] * 3), scale=0.6)
+    model = make(DiffSAC, StrictBoxEnv(low=[-1.0] * 3, high=[1.0] * 3), scale=0.25)
     observations = np.random.default_rng(0).uniform(-3, 3, (200, 3)).astype(np.float32)
     needed = searched(model, observations)
     assert 20 < needed.sum() < 180
@@ -346,7 +346,7 @@ class AsDocumented(th.nn.Module):
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_exports_as_stable_baselines3_documents_them_keep_working(algorithm: Any, tmp_path: Path) -> None:
-    model = make(algorithm, StrictBoxEnv(low=[-1.0] * 3, high=[1.0] * 3), scale=0.6)
+    model = make(algorithm, StrictBoxEnv(low=[-1.0] * 3, high=[1.0] * 3), scale=0.25)
     model.policy.set_training_mode(False)
     documented = AsDocumented(model.policy if algorithm is DiffPPO else model.policy.actor).eval()
     observations = np.random.default_rng(0).uniform(-3, 3, (200, 3)).astype(np.float32)

@@ -125,8 +125,8 @@ def verify(policy: ExportablePolicy, model: BaseAlgorithm, actions_of: Actions, 
     if wrong.any():
         raise ExportError(
             f"On {wrong.sum()} of {N_OBSERVATIONS} random observations the file's actions differ from predict's, by up to "
-            f"{np.nanmax(differences):.2g} of half their range; allowed: {TOLERANCE:g}. Does the policy depend on more than the "
-            "observation, or change what an exporter takes for constant?"
+            f"{np.nanmax(differences):.2g} of half their range; allowed: {TOLERANCE:g}. Does the policy depend on more than "
+            "the observation, or change what an exporter takes for constant?"
         )
     single = {key: value[:1] for key, value in observations.items()}
     if actions_of(single).shape != (1, *policy.action_space.shape):
