@@ -80,7 +80,7 @@ def run(model: DiffSAC, kind: Kind, threads: int, path: Path) -> Callable[[np.nd
 def microseconds(function: Callable[[], Any], seconds: float) -> float:
     """Of one call; as many calls as fit into the time."""
     n_calls, start, begun = 0, time.thread_time(), time.perf_counter()
-    while n_calls < 2 or time.perf_counter() - begun < seconds:
+    while n_calls < 1 or time.perf_counter() - begun < seconds:
         function()
         n_calls += 1
     return (time.thread_time() - start) / n_calls * 1e6
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=200, help="environment steps of the short training (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.05, help="of each figure in a round (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder (default: %(default)s)")
