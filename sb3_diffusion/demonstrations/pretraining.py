@@ -209,7 +209,7 @@ class PretrainingMixin(BaseAlgorithm):
     reference_actor: DiffusionActor | None = None
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        super()._setup_model()  # type: ignore[safe-super]
         if self.reference_kl_coef is not None:
             # A loaded model: its weights come next.
             self.set_reference(self.reference_kl_coef)
@@ -332,7 +332,7 @@ class PretrainingMixin(BaseAlgorithm):
         }
         parameters_before = copy.deepcopy(self.get_parameters())
         try:
-            with seeded(seed):
+            with seeded(seed), self.policy.actor.all_steps_learn():  # type: ignore[operator, union-attr]
                 data.fit_normalization()
                 if not self._custom_logger:
                     self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name)
@@ -352,7 +352,7 @@ class PretrainingMixin(BaseAlgorithm):
                 if critic_warmup_steps:
                     self._warm_up_critics(demonstrations, critic_warmup_steps)
         except BaseException:
-            self.set_parameters(parameters_before)
+            self.set_parameters(parameters_before)  # type: ignore[arg-type]
             if data.vec_normalize is not None:
                 vars(data.vec_normalize).update(statistics_before)
             raise
