@@ -135,11 +135,11 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
         check_choice("ortho_init", ortho_init, (False, True))
-        if features_extractor_class is None:
-            features_extractor_class = self.default_features_extractor_class
         # SB3 warns of this form, which it still takes, and unpacks it.
         in_a_list = isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict)
         arch = net_arch[0] if in_a_list else net_arch  # type: ignore[index]
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_network_arguments(
             arch,
             activation_fn,

@@ -1,0 +1,336 @@
+"""
+From demonstrations that go two ways to a policy that is faster and still knows both (TwoWaysRound: a point, a wall, a goal
+behind it).
+
+    python examples/two_ways_round.py
+
+1. A waypoint controller that goes left or right at random, unhurriedly and with noise, makes a data set of 200 episodes, kept
+   as a local Minari data set in --out.
+2. Two policies imitate it by maximum likelihood, with the same data, epochs and networks: DiffSAC's diffusion policy
+   (``model.pretrain``) and the squashed Gaussian of Stable-Baselines3's SAC.
+3. Both are fine-tuned with the reward of arriving, half of each batch being demonstrations (DemonstrationReplayBuffer); the
+   critics first learn from demonstrations alone.
+4. One way is blocked, which the policies cannot see, and they learn on from new experience alone.
+
+Leaves in --out, for each algorithm and seed, a JSON file (success, share of the episodes that pass on the left, steps to the
+goal at each stage and along the fine-tuning) and the trajectories, and besides two_ways_round.csv and two_ways_round.png. A
+finished run is not repeated.
+"""
+
+import argparse
+import copy
+import csv
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_diffusion import DiffSAC
+from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
+from sb3_diffusion.envs.two_ways_round import LEFT, TwoWaysRound, WaypointController
+from sb3_diffusion.evaluation import remembered, run_all
+
+ENV_ID = "TwoWaysRound-v0"
+DATASET_ID = "two-ways-round/waypoints-v0"
+ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"diffsac": DiffSAC, "sac": SAC}
+LABELS = {"diffsac": "DiffSAC, diffusion", "sac": "SAC, Gaussian"}
+LEARNING_RATE = 1e-3
+IMITATION_BATCH = 256
+SETTINGS: dict[str, Any] = dict(
+    gamma=0.97, ent_coef=0.003, tau=0.01, batch_size=128, learning_starts=0, policy_kwargs=dict(net_arch=[128, 128])
+)
+EVALUATION_ENVS, EVALUATION_SEED = 20, 1000
+COLUMNS = ("success", "left", "steps")
+STAGES = {
+    "demonstrations": "demonstrations",
+    "imitation": "imitation",
+    "fine-tuned": "fine-tuned",
+    "blocked": "left blocked",
+    "adapted": "left blocked, {adaptation} steps later",
+}
+
+
+class Rollouts(NamedTuple):
+    """Some episodes: whether each arrived, its side (-1 left, 1 right, 0 neither), its steps, and its path (T, 2)."""
+
+    success: np.ndarray
+    way: np.ndarray
+    steps: np.ndarray
+    paths: list[np.ndarray]
+
+    def summary(self) -> dict[str, float]:
+        """Share of successes; of these the share that passed on the left, and the mean steps to the goal (nan without any)."""
+        arrived = self.success
+        left, steps = (
+            (float((self.way[arrived] == LEFT).mean()), float(self.steps[arrived].mean()))
+            if arrived.any()
+            else (float("nan"), float("nan"))
+        )
+        return dict(success=float(arrived.mean()), left=left, steps=steps)
+
+
+def roll_out(model: BaseAlgorithm, n_episodes: int, blocked: str | None = None) -> Rollouts:
+    """
+    Sampled actions from the same starts every time, without touching the global generators.
+
+    :param model: a model
+    :param n_episodes: how many, rounded up to a multiple of the environments
+    :param blocked: as in ``TwoWaysRound``
+    """
+    env = make_vec_env(ENV_ID, EVALUATION_ENVS, seed=EVALUATION_SEED, env_kwargs=dict(blocked=blocked))
+    wanted = np.full(EVALUATION_ENVS, -(-n_episodes // EVALUATION_ENVS))
+    episodes, paths = [], [[] for _ in range(EVALUATION_ENVS)]  # type: ignore[var-annotated]
+    with th.random.fork_rng(devices=[]):
+        th.manual_seed(EVALUATION_SEED)
+        observations: Any = env.reset()
+        while wanted.any():
+            for path, position in zip(paths, observations["achieved_goal"], strict=True):
+                path.append(position.copy())
+            observations, _, dones, infos = env.step(model.predict(observations)[0])
+            for i in np.flatnonzero(dones):
+                last, info = infos[i]["terminal_observation"]["achieved_goal"], infos[i]
+                if wanted[i]:
+                    whole = np.stack([*paths[i], last])
+                    episodes.append((info["is_success"], info["way"], info["episode"]["l"], whole))
+                    wanted[i] -= 1
+                paths[i] = []
+    env.close()
+    success, way, steps, all_paths = zip(*episodes, strict=True)
+    return Rollouts(np.array(success), np.array(way), np.array(steps), list(all_paths))
+
+
+def demonstrate(n_episodes: int, seed: int = 0) -> None:
+    """Let the controller make the Minari data set, unless it is there."""
+    try:
+        found = Demonstrations.from_minari(DATASET_ID)
+    except FileNotFoundError:
+        found = Demonstrations.from_policy(WaypointController(), ENV_ID, n_episodes, seed=seed)
+        found.to_minari(
+            DATASET_ID,
+            author="sb3_diffusion",
+            author_email="none",
+            code_permalink="examples/two_ways_round.py",
+            algorithm_name="WaypointController",
+            description="A point goes round a wall, left or right at random.",
+        )
+    if found.n_episodes != n_episodes:
+        raise ValueError(f"--episodes {n_episodes}: {DATASET_ID} is there with {found.n_episodes}; choose another --out")
+
+
+def summary(demonstrations: Demonstrations) -> Rollouts:
+    """The demonstrations as rollouts."""
+    rows = zip(demonstrations.episode_starts, demonstrations.episode_ends, strict=True)
+    assert isinstance(demonstrations.observations, dict) and isinstance(demonstrations.final_observations, dict)
+    positions, last = demonstrations.observations["achieved_goal"], demonstrations.final_observations["achieved_goal"]
+    paths = [np.concatenate([positions[start:end], last[i : i + 1]]) for i, (start, end) in enumerate(rows)]
+    # Where the path crosses the middle of the wall
+    ways = [int(np.sign(path[(path[:, 1] > 0).argmax(), 0])) for path in paths]
+    success = demonstrations.terminations[demonstrations.episode_ends - 1]
+    return Rollouts(np.asarray(success), np.array(ways), demonstrations.episode_lengths, paths)
+
+
+def imitate_gaussian(model: SAC, demonstrations: Demonstrations, n_epochs: int, seed: int) -> None:
+    """What ``pretrain`` is for a diffusion policy: maximum likelihood of the demonstrated actions, for SAC's Gaussian."""
+    rng = np.random.default_rng(seed)
+    optimizer = th.optim.Adam(model.actor.parameters(), LEARNING_RATE)
+    n_updates = n_epochs * -(-len(demonstrations) // IMITATION_BATCH)
+    schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_updates)
+    for _ in range(n_updates):
+        rows = rng.integers(len(demonstrations), size=IMITATION_BATCH)
+        observations = model.policy.obs_to_tensor(demonstrations.observations_at(rows))[0]
+        # tanh has no inverse on the bounds.
+        actions = th.as_tensor(demonstrations.scaled_actions_at(rows, model.action_space)).clamp(-0.99, 0.99)  # type: ignore[arg-type]
+        mean, log_std, _ = model.actor.get_action_dist_params(observations)
+        distribution: Any = model.actor.action_dist
+        loss = -distribution.proba_distribution(mean, log_std).log_prob(actions).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def warm_up_critics(model: Any, n_steps: int) -> None:
+    """Gradient steps on demonstrations alone, after each of which the actor is what it was."""
+    model.set_logger(configure(None, []))
+    actor, optimizer = copy.deepcopy(model.actor.state_dict()), copy.deepcopy(model.actor.optimizer.state_dict())
+    for _ in range(n_steps):
+        model.train(1, model.batch_size)
+        model.actor.load_state_dict(actor)
+    model.actor.optimizer.load_state_dict(optimizer)
+
+
+class Curve(BaseCallback):
+    """Evaluates every so many steps, and once before the first."""
+
+    def __init__(self, every: int, n_episodes: int, blocked: str | None) -> None:
+        super().__init__()
+        self.every = every
+        self.evaluate = partial(roll_out, n_episodes=n_episodes, blocked=blocked)
+        self.rows: list[dict[str, float]] = []
+
+    def _record(self) -> None:
+        self.rows.append({"timesteps": self.num_timesteps} | self.evaluate(self.model).summary())
+
+    def _on_training_start(self) -> None:
+        self._record()
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.every == 0:
+            self._record()
+        return True
+
+
+def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str, Any]:
+    """All stages of one run."""
+    th.set_num_threads(1)
+    demonstrations = Demonstrations.from_minari(DATASET_ID)
+    settings = copy.deepcopy(SETTINGS)  # SB3 writes into policy_kwargs
+    model = ALGORITHMS[name](
+        "MultiInputPolicy",
+        make_vec_env(ENV_ID, seed=seed),
+        seed=seed,
+        device="cpu",
+        buffer_size=options["steps"] + 1,
+        replay_buffer_class=DemonstrationReplayBuffer,
+        replay_buffer_kwargs=dict(demonstrations=demonstrations, share=0.5),
+        **settings,
+    )
+    n_episodes, stages, curves = options["evaluation_episodes"], {}, {}
+    if isinstance(model, DiffSAC):
+        model.pretrain(demonstrations, options["epochs"], IMITATION_BATCH, LEARNING_RATE, validation_fraction=0, seed=seed)
+    else:
+        assert isinstance(model, SAC)
+        imitate_gaussian(model, demonstrations, options["epochs"], seed)
+    stages["demonstrations"], stages["imitation"] = summary(demonstrations), roll_out(model, n_episodes)
+
+    warm_up_critics(model, options["warm_up"])
+    callback = Curve(options["every"], n_episodes // 2, None)
+    model.learn(options["steps"], callback=callback)
+    stages["fine-tuned"], curves["fine-tuning"] = roll_out(model, n_episodes), callback.rows
+
+    stages["blocked"] = roll_out(model, n_episodes, "left")
+    # Old experience and demonstrations go through what is a wall now.
+    buffer: Any = model.replay_buffer
+    buffer.reset()
+    buffer.share = 0.0
+    model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked="left")))
+    callback = Curve(max(1, options["adaptation"] // 8), n_episodes // 2, "left")
+    model.learn(options["adaptation"], callback=callback)
+    stages["adapted"], curves["adaptation"] = roll_out(model, n_episodes, "left"), callback.rows
+
+    paths = {f"{stage}/{i}": path for stage, rollouts in stages.items() for i, path in enumerate(rollouts.paths)}
+    ends = {f"{stage}/success": rollouts.success for stage, rollouts in stages.items()}
+    np.savez_compressed(out / f"{name}_seed{seed}.npz", **paths, **ends)  # type: ignore[arg-type]
+    return {"stages": {stage: rollouts.summary() for stage, rollouts in stages.items()}, "curves": curves}
+
+
+def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
+    settings = {"algorithm": name, "seed": seed, **options, **SETTINGS}
+    result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
+    stages = [
+        f"{stage}: {values['success']:.2f}, {values['left']:.2f}, {values['steps']:.1f}"
+        for stage, values in result["stages"].items()
+    ]
+    return f"{name}, seed {seed} (success, left, steps): " + "; ".join(stages)
+
+
+def draw_map(panel: Axes, blocked: bool) -> None:
+    rows, columns = len(TwoWaysRound.MAP), len(TwoWaysRound.MAP[0])
+    for i, cells in enumerate(TwoWaysRound.MAP):
+        for j, cell in enumerate(cells):
+            closed = blocked and (i, j) == (2, 1)
+            if cell == 1 or closed:
+                corner = (j - columns / 2, rows / 2 - i - 1)
+                panel.add_patch(Rectangle(corner, 1, 1, color="#8c8c8c" if closed else "#c4c4c4", linewidth=0))
+    panel.add_patch(Circle((0, 1), 0.45, color="#009e73", alpha=0.3, linewidth=0))
+    panel.set(xlim=(-3, 3), ylim=(-2, 2), xticks=[], yticks=[], aspect="equal")
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+
+
+def draw(out: Path, algorithms: list[str], seed: int, options: dict[str, Any], n_paths: int = 60) -> None:
+    """One row an algorithm, one panel a stage; paths on the left blue, on the right orange, those that fail grey."""
+    figure = Figure(figsize=(15, 0.6 + 2.15 * len(algorithms)), layout="constrained")
+    panels = figure.subplots(len(algorithms), len(STAGES), squeeze=False)
+    for row, name in zip(panels, algorithms, strict=True):
+        result = json.loads((out / f"{name}_seed{seed}.json").read_text())["result"]["stages"]
+        with np.load(out / f"{name}_seed{seed}.npz") as data:
+            for panel, stage in zip(row, STAGES, strict=True):
+                draw_map(panel, stage in ("blocked", "adapted"))
+                success = data[f"{stage}/success"]
+                for i in range(min(n_paths, len(success))):
+                    path = data[f"{stage}/{i}"]
+                    side = path[(path[:, 1] > 0).argmax(), 0] if (path[:, 1] > 0).any() else 0
+                    colour = "#7f7f7f" if not success[i] else "#0072b2" if side < 0 else "#d55e00"
+                    panel.plot(*path.T, color=colour, linewidth=0.8, alpha=0.5)
+                values = result[stage]
+                panel.set_xlabel(
+                    f"arrives {values['success']:.0%}, left {values['left']:.0%}, {values['steps']:.0f} steps", fontsize=10
+                )
+        row[0].set_ylabel(LABELS[name], fontsize=12)
+    for panel, title in zip(panels[0], STAGES.values(), strict=True):
+        panel.set_title(title.format(**options), fontsize=12)
+    figure.savefig(out / "two_ways_round.png", dpi=120)
+
+
+def tabulate(out: Path, runs: list[tuple[str, int]]) -> None:
+    """One row for each run and stage, and for each evaluation along the way."""
+    with (out / "two_ways_round.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["algorithm", "seed", "stage", "timesteps", *COLUMNS])
+        for name, seed in runs:
+            result = json.loads((out / f"{name}_seed{seed}.json").read_text())["result"]
+            rows = [(stage, "", values) for stage, values in result["stages"].items()]
+            rows += [(curve, values["timesteps"], values) for curve, points in result["curves"].items() for values in points]
+            for stage, timesteps, values in rows:
+                writer.writerow([name, seed, stage, timesteps, *(f"{values[column]:.4g}" for column in COLUMNS)])
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes")
+    parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation")
+    parser.add_argument("--warm-up", type=int, default=2000, help="gradient steps of the critics before the fine-tuning")
+    parser.add_argument("--steps", type=int, default=30_000, help="environment steps of the fine-tuning")
+    parser.add_argument("--every", type=int, default=1000, help="steps between two evaluations of the fine-tuning")
+    parser.add_argument("--adaptation", type=int, default=2000, help="environment steps with the left way blocked")
+    parser.add_argument("--evaluation-episodes", type=int, default=200, help="of an evaluation; half of it along the way")
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), help="which to train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each algorithm for each")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, with a CPU core each")
+    parser.add_argument("--out", type=Path, default=Path("two_ways_round"), help="folder for all that is written")
+    arguments = parser.parse_args()
+    options = {name: value for name, value in vars(arguments).items() if isinstance(value, int) and name != "workers"}
+    for name, value in options.items():
+        check_number(f"--{name.replace('_', '-')}", value, 1, integer=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    # Also for the processes that train
+    os.environ["MINARI_DATASETS_PATH"] = str((arguments.out / "minari").resolve())
+    demonstrate(arguments.episodes)
+    runs = [(name, seed) for name in arguments.algorithms for seed in arguments.seeds]
+    run_all(run_one, [(name, seed, options, arguments.out) for name, seed in runs], arguments.workers)
+    tabulate(arguments.out, runs)
+    draw(arguments.out, arguments.algorithms, arguments.seeds[0], options)
+    print(f"wrote {arguments.out}/two_ways_round.csv and .png")
+
+
+if __name__ == "__main__":
+    main()
