@@ -21,7 +21,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.demonstrations import Demonstrations
 from sb3_diffusion.demonstrations import columns as columns_module
-from sb3_diffusion.envs import ActionChunk
 
 LOW, HIGH = np.array([-3.0, 0.0]), np.array([5.0, 0.5])
 
@@ -440,39 +439,6 @@ def test_select_keeps_whole_episodes(countdown: Demonstrations) -> None:
     for episodes in ([], [7], np.zeros(3, dtype=bool)):
         with pytest.raises(ValueError, match="episodes="):
             countdown.select(episodes)
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 7])
-def test_chunks_are_what_the_chunked_environment_records(length: int, countdown: Demonstrations, tmp_path: Path) -> None:
-    chunks = countdown.in_chunks(length, gamma=0.5)
-    assert len(chunks) == len(countdown)
-    # The episodes that begin at the first step are those that ActionChunk records, but for actions never executed.
-    first = chunks.select(np.flatnonzero(chunks.observations[chunks.episode_starts, 0] == 0))
-
-    class Chunked:
-        def __call__(self, observation: np.ndarray) -> np.ndarray:
-            time, episode = observation
-            return np.array([by_time([time + i, episode]) for i in range(length)])
-
-    recorded = Demonstrations.from_policy(Chunked(), ActionChunk(Countdown(), length, gamma=0.5), 3)
-    for name in ("observations", "final_observations", "terminations", "truncations", "episode_ends"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(recorded, name), err_msg=name)
-    np.testing.assert_allclose(first.rewards, recorded.rewards, rtol=1e-6)
-    assert first.action_space == recorded.action_space
-    ends = countdown.episode_lengths[recorded.episodes_of(np.arange(len(recorded)))]
-    executed = recorded.observations[:, 0, None] + np.arange(length) < ends[:, None]
-    np.testing.assert_allclose(first.actions[executed], recorded.actions[executed], rtol=1e-6)
-    later = chunks.next_observations_at(np.arange(len(chunks)))
-    lengths = countdown.episode_lengths[countdown.episodes_of(np.arange(11))]
-    by_step = {(row[0], row[1]): 0 for row in countdown.observations}
-    assert {(row[0], row[1]) for row in chunks.observations} == set(by_step)
-    expected = np.minimum(
-        chunks.observations[:, 0] + length, lengths[[list(by_step).index((t, e)) for t, e in chunks.observations]]
-    )
-    np.testing.assert_array_equal(later[:, 0], expected)
-    assert_equal(countdown.in_chunks(length, 0.5, folder=tmp_path / "chunks"), chunks)
-    with pytest.raises(ValueError, match="length=0"):
-        countdown.in_chunks(0)
 
 
 def test_arrays_that_do_not_fit_together_are_named() -> None:

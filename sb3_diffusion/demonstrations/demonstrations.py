@@ -11,12 +11,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 
-from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.demonstrations.checks import check_fits, check_model
 from sb3_diffusion.demonstrations.columns import (
     Column,
     Columns,
-    ColumnWriter,
     MappedFile,
     as_column,
     in_pieces,
@@ -269,54 +267,6 @@ class Demonstrations:
         data = copy_episodes({name: getattr(self, name) for name in names}, self.episode_ends, chosen, folder)
         spaces_and_spec = {name: getattr(self, name) for name in ("observation_space", "action_space", "env_spec")}
         return type(self)(**data, **spaces_and_spec)
-
-    def in_chunks(self, length: int, gamma: float = 0.99, folder: str | Path | None = None) -> "Demonstrations":
-        """
-        The same steps as decisions of :class:`~sb3_diffusion.envs.ActionChunk`: row i becomes the chunk of the actions from
-        there on, the observation before it, and the discounted sum of its rewards. Every step starts one chunk, so each
-        episode turns into up to ``length`` episodes, which begin at its first ``length`` steps. Where an episode ends inside a
-        chunk its last action is repeated, and never executed.
-
-        :param length: actions in a chunk, ≥ 1
-        :param gamma: γ, discount of an environment step, in [0, 1]
-        :param folder: a new or empty folder for maps of the copies; None: in memory
-        :raises ValueError: for an argument out of range
-        """
-        check_number("length", length, 1, integer=True)
-        check_number("gamma", gamma, 0, 1)
-        starts, ends = self.episode_starts, self.episode_ends
-        phases = [
-            (episode, np.arange(start + phase, end, length))
-            for episode, (start, end) in enumerate(zip(starts, ends, strict=True))
-            for phase in range(min(length, end - start))
-        ]
-        with ColumnWriter(folder) as writer:
-            for episode, rows in phases:
-                window = rows[:, None] + np.arange(length)
-                inside = window < ends[episode]
-                window = np.minimum(window, ends[episode] - 1)
-                actions = take(self.actions, window.flatten())
-                writer.append("actions", actions.reshape(*window.shape, *actions.shape[1:]))
-                writer.append("observations", self.observations_at(rows))
-                if self.rewards is not None:
-                    rewards = (self.rewards[window] * inside * gamma ** np.arange(length)).sum(axis=1)
-                    writer.append("rewards", rewards.astype(np.float32))
-                writer.append("terminations", self.terminations[window[:, -1]])
-                if self.final_observations is not None:
-                    last = np.asarray([episode])
-                    writer.append(
-                        "final_observations", map_columns(lambda final, e=last: take(final, e), self.final_observations)
-                    )
-            names = ("observations", "actions", "rewards", "terminations", "final_observations")
-            data: Any = {name: writer.columns(name) for name in names if getattr(self, name) is not None}
-        action_space = self.action_space
-        if isinstance(action_space, spaces.Box):
-            low, high = (np.repeat(bound[None], length, axis=0) for bound in (action_space.low, action_space.high))
-            action_space = spaces.Box(low, high, dtype=action_space.dtype.type)
-        episode_ends = np.cumsum([len(rows) for _, rows in phases])
-        return type(self)(
-            **data, episode_ends=episode_ends, observation_space=self.observation_space, action_space=action_space
-        )
 
     def check_spaces(self, observation_space: spaces.Space, action_space: spaces.Space, name: str = "the environment") -> None:
         """
