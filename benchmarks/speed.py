@@ -151,7 +151,9 @@ def on_policy_parts(model: BaseAlgorithm, patch: Callable[..., None]) -> list[th
     """The same for PPO and DiffPPO."""
     assert isinstance(model, PPO)
     patch(model.rollout_buffer, "_get_samples", "buffer")
-    patch(model.policy, "evaluate_chains" if isinstance(model, DiffPPO) else "evaluate_actions", "policy and value, forward")
+    patch(
+        model.policy, "evaluate_decisions" if isinstance(model, DiffPPO) else "evaluate_actions", "policy and value, forward"
+    )
     patch(th.autograd, "grad", "all, backward")
     patch(th.Tensor, "backward", "all, backward")
     return [model.policy.optimizer]

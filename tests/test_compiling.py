@@ -12,6 +12,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
+import torch._dynamo
 from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY
 from torch._dynamo.utils import counters
 
@@ -84,6 +85,58 @@ def test_where_compiling_fails_a_warning_names_the_reason_and_training_goes_on(
         model = make_model(torch_compile=True).learn(20)
     for ours, theirs in zip(model.policy.parameters(), plain.policy.parameters(), strict=True):
         assert th.equal(ours, theirs)
+
+
+def test_an_error_of_a_later_call_is_the_callers_and_a_failed_recompilation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def divide(numbers: list[float]) -> float:
+        calls.append("plain")
+        return 1 / numbers[0]
+
+    def compiled(numbers: list[float]) -> float:
+        if len(numbers) > 1:
+            raise torch._dynamo.exc.FailOnRecompileLimitHit("eight kinds of arguments")
+        return 1 / numbers[0]
+
+    monkeypatch.setattr(th, "compile", lambda function, **_: compiled)
+    function = CompiledOrEager(divide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function([4.0]) == 0.25
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                function([0.0])
+        assert function([2.0]) == 0.5 and not calls
+    with pytest.warns(UserWarning, match="eight kinds of arguments"):
+        assert function([2.0, 2.0]) == 0.5
+    assert calls == ["plain"]
+    with warnings.catch_warnings():  # an error of the very first call may be either's: the plain function tells
+        warnings.simplefilter("ignore")
+        with pytest.raises(ZeroDivisionError):
+            CompiledOrEager(divide)([0.0])
+    assert calls == ["plain", "plain"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_policy_compiled_as_sb3_documents_acts_trains_and_is_saved(
+    algorithm: Any, make_model: MakeModel, backend: str, tmp_path: Path
+) -> None:
+    model, plain = make_model(), make_model()
+    model.policy = th.compile(model.policy, backend=backend)
+    observation = np.ones((4, 3), np.float32)
+    for deterministic in (True, False):
+        actions = []
+        for one in (model, plain):
+            th.manual_seed(1)
+            actions.append(one.predict(observation, deterministic=deterministic)[0])
+        np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
+    model.learn(32)
+    model.save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
+    np.testing.assert_allclose(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0], atol=1e-4
+    )
 
 
 def test_a_model_saved_with_torch_compile_loads_and_compiles_again(

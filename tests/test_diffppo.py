@@ -1,5 +1,6 @@
 """DiffPPO: the augmented decision process, its losses, and what users of SB3's PPO expect."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL_ON_POLICY, scatter_weights
-from envs_for_tests import AnyActionEnv, AnyObservationEnv, AsDict, CountingExtractor, SmallImageExtractor, StrictBoxEnv
+from envs_for_tests import (
+    AnyActionEnv,
+    AnyObservationEnv,
+    AsDict,
+    BatchNormDropoutExtractor,
+    CountingExtractor,
+    SmallImageExtractor,
+    StrictBoxEnv,
+)
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -21,9 +30,9 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
-from sb3_diffusion.diffppo import buffers
+from sb3_diffusion.diffppo.actor import decisions_of
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRolloutSamples, DictChainRolloutBuffer
-from sb3_diffusion.diffppo.diffppo import Coefficients, MinibatchLosses
+from sb3_diffusion.diffppo.diffppo import ENT_COEF_LEARNING_RATE, Coefficients, MinibatchLosses
 from sb3_diffusion.envs import AugmentedMDP
 
 
@@ -46,6 +55,13 @@ def collect(model: DiffPPO) -> DiffPPO:
     return model
 
 
+def decisions(buffer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and returns of all decisions of a rollout, (n_steps, n_envs, K + 1), as minibatches get them."""
+    data = ChainRolloutSamples(th.zeros(0), buffer._packed_decisions(), th.zeros(0))
+    n_envs_first = (buffer.n_envs, buffer.buffer_size)
+    return tuple(a.unflatten(0, n_envs_first).transpose(0, 1).numpy() for a in (data.advantages, data.returns))  # type: ignore[return-value]
+
+
 # --- The augmented decision process ---
 
 
@@ -54,7 +70,7 @@ def collect(model: DiffPPO) -> DiffPPO:
 def test_ratios_are_one_on_the_first_minibatch(squash_output: bool, learn_schedule: bool) -> None:
     model = collect(make(policy_kwargs=dict(squash_output=squash_output, learn_schedule=learn_schedule, beta_max=0.5)))
     for data in model.rollout_buffer.get(8):
-        values, kernels = model.policy.evaluate_chains(data.observations, data.chains)
+        values, kernels = model.policy.evaluate_decisions(data.observations, data.decisions)
         th.testing.assert_close(kernels.log_prob, data.old_log_prob, rtol=1e-5, atol=1e-5)
         th.testing.assert_close(kernels.noising_log_prob, data.old_noising_log_prob, rtol=1e-5, atol=1e-5)
         th.testing.assert_close(values, data.old_values, rtol=1e-5, atol=1e-6)
@@ -67,8 +83,11 @@ def test_chains_are_evaluated_as_their_kernels_define(squash_output: bool) -> No
     observations = th.randn(5, 3)
     features = policy._both_features(observations)
     with th.no_grad():
-        actions, state_values, chains = policy(observations)
+        actions, state_values, recorded = policy(observations)
+        chains = recorded.chains
         values, kernels = policy.evaluate_chains(observations, chains)
+        for when_acting, when_evaluated in zip(recorded[1:], (values, *kernels), strict=True):
+            th.testing.assert_close(when_acting, when_evaluated, rtol=1e-4, atol=1e-4)
         location, log_scale = policy.actor.readout(features[0])
         tables, scale = policy.actor.schedule(), log_scale.exp()
         first = Normal(location, 1.5 * scale)
@@ -98,7 +117,7 @@ def test_chains_are_evaluated_as_their_kernels_define(squash_output: bool) -> No
         th.testing.assert_close(policy.predict_values(observations), state_values)
         # The actor's own sampling draws the same chains and knows the same path log-probability.
         th.manual_seed(3)
-        chains = policy.actor.sample_chains(features[0])
+        chains = policy.actor.sample_decisions(features[0]).chains
         th.manual_seed(3)
         sample = policy.actor.sample(features[0])
         latents = (chains - location.unsqueeze(1)) / scale.unsqueeze(1)
@@ -113,8 +132,10 @@ def test_some_steps_are_evaluated_as_among_all(squash_output: bool) -> None:
     model = collect(make(policy_kwargs=dict(squash_output=squash_output, learn_schedule=True)))
     data = next(model.rollout_buffer.get(8))
     steps = th.tensor([[1, 3], [4, 2], [2, 1], [3, 4], [1, 2], [4, 1], [2, 3], [3, 1]])
-    everything, some = (model.policy.evaluate_chains(data.observations, data.chains, which) for which in (None, steps))
+    chains = th.cat([data.decisions.taken[:, :-1], data.decisions.before[:, -2:-1]], dim=1)
+    everything, some = (model.policy.evaluate_chains(data.observations, chains, which) for which in (None, steps))
     chosen = data.at(steps)
+    th.testing.assert_close(model.policy.evaluate_decisions(data.observations, chosen.decisions).values, some.values)
     for row in range(8):
         for column, k in enumerate([*steps[row], 5]):  # and always the first decision
             th.testing.assert_close(some.values[row, column], everything.values[row, k - 1])
@@ -132,7 +153,7 @@ def test_the_score_of_the_location_is_hardly_noisier_than_a_gaussians() -> None:
     scores = []
     for _ in range(500):
         with th.no_grad():
-            chains = policy(observations)[2]
+            chains = policy(observations)[2].chains
         log_prob = policy.evaluate_chains(observations, chains).kernels.log_prob
         # Independent scores: the variance of their sum is the sum of the variances.
         scores.append(th.autograd.grad(log_prob.sum(), location)[0])
@@ -158,22 +179,20 @@ def terminating_envs() -> Any:
 def test_without_log_ratios_advantages_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(terminating_envs(), ent_coef=0.5)
     monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.zeros(len(chains), 5))
-    scatter = weights(model).std()
-    assert scatter > 0
-    collect(model)
-    with th.no_grad():  # a value of the state alone
-        model.policy.critic.latent_weight.zero_()
-        model.policy.critic.step_table.weight.zero_()
-    ours = model.rollout_buffer
+    # A value of the state alone
+    monkeypatch.setattr(model.policy, "_decision_values", lambda features, _: features.sum(dim=1, keepdim=True).expand(-1, 5))
+    ours = collect(model).rollout_buffer
     last_values, dones = th.tensor([[0.7], [-0.3]]), np.array([False, True])
     ours.compute_returns_and_advantage(last_values, dones)
     theirs = RolloutBuffer(16, model.observation_space, model.action_space, "cpu", model.gae_lambda, model.gamma, 2)
-    theirs.rewards, theirs.episode_starts, theirs.values = ours.rewards, ours.episode_starts, ours.values[..., -1]
+    theirs.rewards, theirs.episode_starts, theirs.values = ours.rewards, ours.episode_starts, ours.values
     theirs.compute_returns_and_advantage(last_values, dones)
     assert ours.episode_starts[1:].sum() >= 4 and np.ptp(ours.values) > 0.1
+    np.testing.assert_allclose(ours.advantages, theirs.advantages, rtol=1e-4, atol=1e-5)
+    advantages, returns = decisions(ours)
     for k in range(5):
-        np.testing.assert_allclose(ours.advantages[..., k], theirs.advantages, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(ours.returns[..., k], theirs.returns, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(advantages[..., k], theirs.advantages, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(returns[..., k], theirs.returns, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("squash_output", [True, False])
@@ -184,14 +203,15 @@ def test_advantages_equal_those_of_the_serial_augmented_decision_process(squash_
     buffer = model.rollout_buffer
     last_values = np.array([0.7, -0.3])
     buffer.compute_returns_and_advantage(th.as_tensor(last_values), np.array([True, False]))
-    log_ratios = buffer.log_probs - buffer.noising_log_probs
+    recorded, (advantages, _) = buffer.recorded, decisions(buffer)
+    log_ratios = (recorded.log_prob - recorded.noising_log_prob).numpy()
     if squash_output:
-        log_ratios[..., 0] -= np.log(1 - np.tanh(buffer.chains[:, :, 0]) ** 2).sum(axis=-1)
+        log_ratios[..., 0] -= np.log(1 - np.tanh(recorded.chains[:, :, 0].numpy()) ** 2).sum(axis=-1)
     # The density of the first decision at each later latent, from its own kernel
-    first = Normal(th.as_tensor(buffer.means[..., -1:, :]), th.as_tensor(buffer.log_stds[..., -1:, :]).exp())
-    log_priors = first.log_prob(th.as_tensor(buffer.chains[:, :, 1:])).sum(dim=-1).numpy()
+    first = Normal(recorded.mean[..., -1:, :], recorded.log_std[..., -1:, :].exp())
+    log_priors = first.log_prob(recorded.chains[:, :, 1:]).sum(dim=-1).numpy()
     # What the network estimates at a latent includes the entropy of having come there; the value of the definition does not.
-    values = buffer.values.copy()
+    values = recorded.values.numpy().copy()
     values[..., :-1] += ent_coef * log_priors
     for env, alive_at_the_end in ((0, 0.0), (1, 1.0)):
         # One decision after the other, from the end: (t, k) with k = K … 1, and a^K first of all
@@ -202,7 +222,7 @@ def test_advantages_equal_those_of_the_serial_augmented_decision_process(squash_
                 reward = (buffer.rewards[t, env] if k == 1 else 0.0) - ent_coef * log_ratios[t, env, k - 1]
                 carried = reward + gamma * next_value - values[t, env, k - 1] + decay * carried
                 next_value = values[t, env, k - 1]
-                assert buffer.advantages[t, env, k - 1] == pytest.approx(carried, rel=1e-3, abs=1e-3)
+                assert advantages[t, env, k - 1] == pytest.approx(carried, rel=1e-3, abs=1e-3)
             alive = 1.0 - buffer.episode_starts[t, env]
 
 
@@ -228,7 +248,7 @@ def test_rollouts_and_returns_are_those_of_the_serial_environment(env_id: str, m
     model = make(env, ent_coef=ent_coef, gae_lambda=1.0, gamma=0.9, policy_kwargs=policy_kwargs)
     monkeypatch.setattr(model.policy, "predict_values", lambda obs: th.full((len(obs), 1), last_value))
     buffer, actor = collect(model).rollout_buffer, model.policy.actor
-    n_steps, chains = buffer.buffer_size, buffer.chains[:, 0]
+    n_steps, chains, returns = buffer.buffer_size, buffer.recorded.chains[:, 0].numpy(), decisions(buffer)[1]
     tables, prior = actor.schedule(), Normal(0.0, 1.4)
 
     serial = GivenStarts(gym.make(env_id, max_episode_steps=7), chains[:, -1], diffusion_steps=steps, gamma=0.9)
@@ -264,9 +284,9 @@ def test_rollouts_and_returns_are_those_of_the_serial_environment(env_id: str, m
             carried = rewards[t, k - 1] + discounts[t, k - 1] * carried
             # The network's values count the entropy of having come to x^k.
             entropy = -ent_coef * float(prior.log_prob(th.as_tensor(chains[t, k])).sum())
-            assert buffer.returns[t, 0, k - 1] == pytest.approx(carried + entropy, rel=1e-3, abs=1e-3)
+            assert returns[t, 0, k - 1] == pytest.approx(carried + entropy, rel=1e-3, abs=1e-3)
         carried += entropy
-        assert buffer.returns[t, 0, steps] == pytest.approx(carried, rel=1e-3, abs=1e-3)
+        assert returns[t, 0, steps] == pytest.approx(carried, rel=1e-3, abs=1e-3)
 
 
 def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +294,7 @@ def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.Monkey
     runs = []
     for ent_coef, changed in ((0.0, False), (0.0, True), (0.3, False)):
         model = make(ent_coef=ent_coef, policy_kwargs=dict(learn_schedule=True))
-        evaluate = model.policy.evaluate_chains
+        evaluate = model.policy.evaluate_decisions
 
         def without_noising(*args: Any, evaluate: Any = evaluate) -> Any:
             values, kernels = evaluate(*args)
@@ -284,7 +304,7 @@ def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.Monkey
             monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.full((len(chains), 5), 7.0))
         collect(model)
         if changed:
-            monkeypatch.setattr(model.policy, "evaluate_chains", without_noising)
+            monkeypatch.setattr(model.policy, "evaluate_decisions", without_noising)
         np.random.seed(0)
         model.train()
         runs.append((weights(model), model.rollout_buffer.advantages))
@@ -297,7 +317,7 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
     One state, rewards of zero: the policy gradient with the noising kernel's own part, against finite differences of the mean
     log-ratio on the same random numbers.
     """
-    model = make(policy_kwargs=dict(diffusion_steps=2), normalize_advantage=False, vf_coef=0.0)
+    model = make(policy_kwargs=dict(diffusion_steps=2), normalize_advantage=False)
     scatter_weights(model.policy, 0.3)
     policy, n, seeds = model.policy, 100_000, (0, 1, 2, 3)
     observations = th.zeros(n, 3)
@@ -307,7 +327,7 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
     def path(seed: int) -> tuple[th.Tensor, th.Tensor]:
         """Chains, and what their log-probabilities sum to from each step on."""
         th.manual_seed(seed)
-        chains = policy(observations)[2]
+        chains = policy(observations)[2].chains
         return chains, policy.actor.path_log_prob(chains, policy.evaluate_chains(observations, chains).kernels)
 
     ours = th.zeros(4)
@@ -319,13 +339,12 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
         first = Normal(old.mean[:, -1:], old.log_std[:, -1:].exp())
         cost = to_come - F.pad(first.log_prob(chains[:, 1:]).sum(dim=2), (0, 1))
         advantages = cost.mean(dim=0) - cost
-        data = ChainRolloutSamples(
-            observations, chains, values, old.log_prob, advantages, values,
-            old.noising_log_prob, old.mean, old.log_std, to_come[:, -1],
-        )  # fmt: skip
-        loss = (
-            3 * model._losses(data, Coefficients(th.tensor(0.2), ent_coef=th.tensor(1.0))).loss
-        )  # a mean over three decisions, of which the path is the sum
+        decided = decisions_of(chains)
+        scalars = th.stack([values, old.log_prob, old.noising_log_prob, advantages, values], dim=2)
+        packed = th.cat([decided.before, decided.taken, old.mean, old.log_std, scalars], dim=2)
+        data = ChainRolloutSamples(observations, packed, decided.steps)
+        # A mean over three decisions, of which the path is the sum
+        loss = 3 * model._losses(data, Coefficients(*map(th.tensor, (0.2, 0.0)), ent_coef=th.tensor(1.0))).loss
         ours += th.cat([gradient[:2] for gradient in th.autograd.grad(loss, parameters)]) / len(seeds)  # type: ignore[arg-type]
     expected = []
     for parameter in parameters:
@@ -344,16 +363,16 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
 def test_the_loss_is_ppos_for_every_chosen_step(latents_per_state: int | None, normalize_advantage: bool) -> None:
     """Value and gradient, written out row by row, after an update that clips some ratios on either side."""
     clip_range, clip_range_vf, ent_coef = 0.1, 0.05, 0.3
-    model = make(ent_coef=ent_coef, latents_per_state=latents_per_state, normalize_advantage=normalize_advantage, vf_coef=0.7)
+    model = make(ent_coef=ent_coef, latents_per_state=latents_per_state, normalize_advantage=normalize_advantage)
     policy = collect(model).policy
     scatter_weights(policy, 0.05, seed=5)
     data = next(model.rollout_buffer.get(16))
     th.manual_seed(6)
-    losses = model._losses(data, Coefficients(*map(th.tensor, (clip_range, clip_range_vf, ent_coef))))
+    losses = model._losses(data, Coefficients(*map(th.tensor, (clip_range, 0.7, clip_range_vf, ent_coef))))
     th.manual_seed(6)
     chosen = model._choose_steps(16)
     steps = th.arange(1, 5).expand(16, -1) if chosen is None else chosen
-    values, kernels = policy.evaluate_chains(data.observations, data.chains)
+    values, kernels = policy.evaluate_decisions(data.observations, data.decisions)
     pairs = [(row, int(k) - 1) for row in range(16) for k in [*steps[row], 5]]
     # The chosen steps stand for all four.
     weight = {i: 1.0 if i[1] == 4 or chosen is None else 2.0 for i in pairs}
@@ -387,22 +406,6 @@ def test_the_loss_is_ppos_for_every_chosen_step(latents_per_state: int | None, n
     assert max(float(gradient.abs().max()) for gradient in theirs) > 1e-2
     for own, other in zip(ours, theirs, strict=True):
         th.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("env", [None, "image"])
-def test_a_rollout_evaluated_in_parts_is_the_same(env: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = []
-    for at_once in (1024, 5):
-        monkeypatch.setattr(buffers, "EVALUATED_AT_ONCE", at_once)
-        if env == "image":
-            images = spaces.Box(0, 255, (36, 36, 3), np.uint8)
-            model = make(AsDict(AnyObservationEnv(images)), "MultiInputPolicy")
-        else:
-            model = make(make_vec_env(StrictBoxEnv, n_envs=3))
-        buffer = collect(model).rollout_buffer
-        arrays.append([buffer.values, buffer.log_probs, buffer.advantages, buffer.returns, buffer.path_log_probs])
-    for whole, parts in zip(*arrays, strict=True):
-        np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-4)
 
 
 def test_steps_that_no_minibatch_has_leave_the_logged_means_finite() -> None:
@@ -472,10 +475,145 @@ def test_a_scheduled_temperature_is_annealed_and_a_learned_one_moves_towards_its
         make(ent_coef=ent_coef).learn(48, callback=Recorder())
         assert seen == pytest.approx([0.4, 0.4 * 2 / 3, 0.4 / 3], rel=1e-5)
     for target_entropy, direction in ((-50.0, -1), (50.0, 1)):
-        model = make(ent_coef="auto_0.1", target_entropy=target_entropy, learning_rate=0.01).learn(48)
+        model = make(ent_coef="auto_0.1", target_entropy=target_entropy, n_epochs=4).learn(48)
         assert model.log_ent_coef is not None
-        assert direction * (model.log_ent_coef.item() - math.log(0.1)) > 0.01
-    assert make(ent_coef="auto")._target_entropy == -2.0
+        # One step for each of three updates, however many minibatches they have: the rollout knows one policy's entropy
+        assert model.log_ent_coef.item() == pytest.approx(math.log(0.1) + direction * 3 * ENT_COEF_LEARNING_RATE, abs=1e-3)
+
+
+def test_a_learned_temperature_starts_small_and_has_minus_the_action_dimension_as_its_target() -> None:
+    model = make(ent_coef="auto").learn(16)
+    assert model.log_ent_coef is not None
+    for path_entropy, direction in ((-1.9, -1), (-2.1, 1)):
+        with th.no_grad():
+            model.log_ent_coef.fill_(math.log(0.01))
+        model.rollout_buffer.path_log_probs = np.full((16, 1, 5), -path_entropy)
+        model.ent_coef_optimizer.state.clear()  # type: ignore[union-attr]
+        model._update_temperature()
+        assert direction * (model.log_ent_coef.item() - math.log(0.01)) > 0.01
+    start = []
+    make(ent_coef="auto").learn(16, callback=lambda local, _: start.append(local["rollout_buffer"].ent_coef) or True)
+    assert start == pytest.approx([0.01] * 16)
+
+
+# --- Callbacks, as SB3 documents them ---
+
+
+class At(BaseCallback):
+    """Calls a function of the model at one of the callback's events, every time."""
+
+    def __init__(self, event: str, function: Any) -> None:
+        super().__init__()
+        setattr(self, f"_on_{event}", lambda: function(self.model) or True)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("event", ["rollout_start", "step", "rollout_end"])
+def test_a_temperature_set_by_a_callback_is_that_of_the_next_update(event: str) -> None:
+    """As with PPO: the run is the one that had it from the start."""
+
+    def anneal(model: Any) -> None:
+        model.ent_coef = 0.3
+
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(optimizer_class=th.optim.SGD), learning_rate=0.01)
+    given = make(terminating_envs(), ent_coef=0.3, **kwargs).learn(64)
+    changed = make(terminating_envs(), ent_coef=0.1, **kwargs).learn(64, callback=At(event, anneal))
+    other = make(terminating_envs(), ent_coef=0.1, **kwargs).learn(64)
+    assert changed.logger.name_to_value["train/ent_coef"] == 0.3
+    th.testing.assert_close(weights(changed), weights(given), rtol=1e-4, atol=1e-6)
+    assert (weights(other) - weights(given)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("later", [0.2, "lin_0.2", "auto_0.2", lambda _: 0.2])
+def test_a_temperature_of_another_kind_can_be_set_between_updates(later: Any, tmp_path: Path) -> None:
+    for first in (0.1, "auto"):
+        model = make(ent_coef=first).learn(16)
+        model.ent_coef = later
+        model.learn(16)
+        assert model.rollout_buffer.ent_coef == pytest.approx(0.2)
+        model.save(tmp_path / "model.zip")
+        DiffPPO.load(tmp_path / "model.zip", device="cpu")
+    model.ent_coef = "quick"
+    with pytest.raises(ValueError, match="ent_coef='quick'"):
+        model.learn(16)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("n_epochs", 3), ("batch_size", 4), ("vf_coef", 0.1), ("max_grad_norm", 1e-2), ("normalize_advantage", False),
+        ("target_kl", 1e-6), ("clip_range", lambda _: 1e-3), ("clip_range_vf", lambda _: 1e-3), ("latents_per_state", 2),
+        ("target_entropy", 40.0), ("lr_schedule", lambda _: 1e-2),
+    ],
+)  # fmt: skip
+def test_whatever_a_callback_sets_before_an_update_is_used_in_it(name: str, value: Any) -> None:
+    kwargs: dict[str, Any] = dict(n_epochs=2, learning_rate=3e-3, ent_coef="auto_0.1")
+    argument = {"learning_rate" if name == "lr_schedule" else name: value}
+
+    def change(model: Any) -> None:
+        setattr(model, name, value)
+
+    runs = ((kwargs | argument, None), (kwargs, At("rollout_end", change)), (kwargs, None))
+    models = [make(**given).learn(48, callback=callback) for given, callback in runs]
+    state = [th.cat([weights(model), model.log_ent_coef.detach()]) for model in models]  # type: ignore[union-attr]
+    assert th.equal(state[0], state[1]) and not th.equal(state[0], state[2])
+
+
+def test_intrinsic_rewards_that_a_callback_adds_reach_all_decisions() -> None:
+    """Of SB3's shape, n_steps × n_envs; as many environments as decisions, so that a wrong axis would not be noticed."""
+    model = make(make_vec_env(StrictBoxEnv, n_envs=5), n_steps=5, batch_size=25)
+    intrinsic = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
+    seen = []
+
+    def add(model: Any) -> None:
+        buffer = model.rollout_buffer
+        before = decisions(buffer)
+        buffer.advantages += intrinsic
+        buffer.returns += intrinsic
+        for earlier, later in zip(before, decisions(buffer), strict=True):
+            np.testing.assert_allclose(later - earlier, np.repeat(intrinsic[..., None], 5, axis=2), rtol=1e-3, atol=1e-5)
+        seen.append(decisions(buffer)[0][..., -1])
+        np.testing.assert_allclose(seen[0], buffer.advantages, rtol=1e-3, atol=1e-5)
+
+    model.learn(25, callback=At("rollout_end", add))
+    assert len(seen) == 1 and np.ptp(intrinsic) > 1
+
+
+def test_log_probabilities_are_those_of_the_policy_that_acted_whatever_a_callback_does_to_its_weights() -> None:
+    policies: list[Any] = []
+
+    def disturb(model: Any) -> None:
+        policies.append(copy.deepcopy(model.policy))
+        scatter_weights(model.policy, 0.05, seed=len(policies))
+
+    model = make(n_epochs=1, policy_kwargs=dict(learn_schedule=True))
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(16, callback=At("step", disturb))
+    buffer = model.rollout_buffer
+    for t, policy in enumerate(policies):
+        with th.no_grad():
+            values, kernels = policy.evaluate_chains(th.as_tensor(buffer.observations[t]), buffer.recorded.chains[t])
+        for recorded, evaluated in zip(buffer.recorded[1:], (values, *kernels), strict=True):
+            th.testing.assert_close(recorded[t], evaluated, rtol=1e-4, atol=1e-4)
+    with th.no_grad():
+        later = model.policy.evaluate_chains(th.as_tensor(buffer.observations[0]), buffer.recorded.chains[0]).kernels
+    assert (later.log_prob - buffer.recorded.log_prob[0]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("frozen", ["actor", "critic"])
+def test_a_frozen_part_stays_as_it_is_and_the_other_one_learns(frozen: str) -> None:
+    model = make(policy_kwargs=dict(share_features_extractor=False, features_extractor_class=CountingExtractor)).learn(16)
+    extractors = {"actor": model.policy.pi_features_extractor, "critic": model.policy.vf_features_extractor}
+    parts = {name: [*getattr(model.policy, name).parameters(), *extractors[name].parameters()] for name in extractors}
+    for parameter in parts[frozen]:
+        parameter.requires_grad_(False)
+    before = {name: [parameter.clone() for parameter in part] for name, part in parts.items()}
+    model.learn(32)
+    for name, part in parts.items():
+        for parameter, earlier in zip(part, before[name], strict=True):
+            assert th.equal(parameter, earlier) == (name == frozen)
 
 
 # --- SB3's surface ---
@@ -573,11 +711,11 @@ def test_divergence_and_clipped_ratios_are_those_of_each_decision() -> None:
     model = collect(make(batch_size=16))
     scatter_weights(model.policy, 0.05, seed=5)
     data = next(model.rollout_buffer.get(16))
-    losses = model._losses(data, Coefficients(th.tensor(0.1)))
-    kernels = model.policy.evaluate_chains(data.observations, data.chains)[1]
+    losses = model._losses(data, Coefficients(*map(th.tensor, (0.1, 0.5))))
+    kernels = model.policy.evaluate_decisions(data.observations, data.decisions)[1]
     old, new = Normal(data.old_means, data.old_log_stds.exp()), Normal(kernels.mean, kernels.log_std.exp())
     th.testing.assert_close(losses.kl, kl_divergence(old, new).sum(dim=2).mean(dim=0), rtol=1e-4, atol=1e-5)
-    ratios = th.exp(new.log_prob(data.chains) - old.log_prob(data.chains)).prod(dim=2)
+    ratios = th.exp(new.log_prob(data.decisions.taken) - old.log_prob(data.decisions.taken)).prod(dim=2)
     clipped = ((ratios < 0.9) | (ratios > 1.1)).float().mean(dim=0)
     th.testing.assert_close(losses.clip_fraction, clipped)
     assert len(set(clipped.tolist())) > 1 and 0 < clipped.mean() < 1
@@ -588,7 +726,7 @@ def test_an_update_stops_where_the_divergence_of_the_whole_chain_exceeds_the_tar
     model = collect(make(batch_size=16, n_epochs=3))
     scatter_weights(model.policy, 0.05, seed=5)
     data = next(model.rollout_buffer.get(16))
-    model.target_kl = factor * model._losses(data, Coefficients(th.tensor(0.2))).kl.sum().item() / 1.5
+    model.target_kl = factor * model._losses(data, Coefficients(*map(th.tensor, (0.2, 0.5)))).kl.sum().item() / 1.5
     before = weights(model)
     model.train()
     assert th.equal(weights(model), before) == (factor < 1)
@@ -600,7 +738,7 @@ class RecordedUpdates:
     def __init__(self, model: DiffPPO) -> None:
         self.coefficients: list[Coefficients] = []
         self.losses: list[MinibatchLosses] = []
-        self.learning_rates: list[list[float]] = []
+        self.learning_rates: list[float] = []
         self.gradient_norms: list[float] = []
         minibatch_step, step = model._minibatch_step, model.policy.optimizer.step
 
@@ -611,8 +749,7 @@ class RecordedUpdates:
             return losses, gradients
 
         def recorded_step() -> None:
-            optimizers = [model.policy.optimizer, model.ent_coef_optimizer or model.policy.optimizer]
-            self.learning_rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+            self.learning_rates.append(model.policy.optimizer.param_groups[0]["lr"])
             gradients = [parameter.grad for parameter in model.policy.parameters() if parameter.grad is not None]
             self.gradient_norms.append(float(th.stack([gradient.norm() for gradient in gradients]).norm()))
             step()
@@ -634,14 +771,12 @@ def test_clip_ranges_and_learning_rates_follow_their_schedules() -> None:
         expected = [factor * left for left in (2 / 3, 1 / 3, 0) for _ in range(4)]
         assert [getattr(given, name).item() for given in updates.coefficients] == pytest.approx(expected, abs=1e-6)
         assert model.logger.name_to_value[f"train/{name}"] == pytest.approx(0, abs=1e-9)
-    expected = [3e-3 * left for left in (2 / 3, 1 / 3, 0) for _ in range(4)]
-    for rates in zip(*updates.learning_rates, strict=True):  # the policy's, and the temperature's
-        assert list(rates) == pytest.approx(expected, abs=1e-9)
+    assert updates.learning_rates == pytest.approx([3e-3 * left for left in (2 / 3, 1 / 3, 0) for _ in range(4)], abs=1e-9)
     fixed = make(clip_range=0.15)
     updates = RecordedUpdates(fixed)
     fixed.learn(32)
     assert {round(given.clip_range.item(), 6) for given in updates.coefficients} == {0.15}
-    assert fixed.logger.name_to_value["train/clip_range"] == 0.15
+    assert fixed.logger.name_to_value["train/clip_range"] == pytest.approx(0.15)
 
 
 def test_gradients_are_clipped_to_the_norm() -> None:
@@ -692,7 +827,7 @@ def test_the_scale_of_the_readout_never_leaves_the_range_in_which_it_has_a_gradi
 
 
 def test_the_policy_can_be_traced_for_deployment() -> None:
-    """SB3's documented export of PPO: actions, values and, in the place of log-probabilities, chains."""
+    """SB3's documented export of PPO: actions, values and, in the place of log-probabilities, chains with their kernels."""
     policy = collect(make()).policy
 
     class Exported(th.nn.Module):
@@ -700,16 +835,16 @@ def test_the_policy_can_be_traced_for_deployment() -> None:
             super().__init__()
             self.policy = policy
 
-        def forward(self, obs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        def forward(self, obs: th.Tensor) -> Any:
             return self.policy(obs, deterministic=True)
 
     observations = th.randn(6, 3)
-    actions, values, chains = th.jit.trace(Exported().eval(), observations[:1], check_trace=False)(observations)
+    actions, values, recorded = th.jit.trace(Exported().eval(), observations[:1], check_trace=False)(observations)
     np.testing.assert_allclose(
         policy.unscale_action(actions.detach().numpy()), policy.predict(observations.numpy(), deterministic=True)[0], atol=1e-4
     )
     th.testing.assert_close(values, policy.predict_values(observations))
-    assert chains.shape == (6, 5, 2) and chains.isnan().all()
+    assert recorded[0].shape == (6, 5, 2) and all(part.isnan().all() for part in recorded)
 
 
 def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
@@ -731,7 +866,16 @@ def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
         "loss",
         "explained_variance",
     }
-    expected |= {"n_updates", "clip_range", "clip_range_vf", "path_entropy", "ent_coef", "learning_rate"}
+    expected |= {
+        "n_updates",
+        "clip_range",
+        "clip_range_vf",
+        "path_entropy",
+        "ent_coef",
+        "learning_rate",
+        "entropy_loss",
+        "std",
+    }
     expected |= {f"{name}_{k}" for name in ("approx_kl", "clip_fraction") for k in (1, 2, 3, 4, "prior")}
     assert keys == {f"train/{key}" for key in expected}
 
@@ -807,6 +951,43 @@ def test_actions_lie_in_boxes_of_any_bounds_and_shape(squash_output: bool) -> No
 
 
 @pytest.mark.parametrize("squash_output", [True, False])
+@pytest.mark.parametrize(
+    "dtype, low, high",
+    [
+        (np.float32, np.finfo(np.float32).min, np.finfo(np.float32).max),
+        (np.float64, np.finfo(np.float64).min, np.finfo(np.float64).max),
+        (np.float64, 0.0, np.finfo(np.float64).max),
+        (np.float16, -60000, 60000),
+        (np.int8, -128, 127),
+    ],
+)
+def test_boxes_that_span_more_than_their_dtype_holds_get_finite_actions_inside(
+    dtype: Any, low: Any, high: Any, squash_output: bool
+) -> None:
+    space = spaces.Box(low, high, (2,), dtype)
+    sent = []
+
+    class Recording(AnyActionEnv):
+        def step(self, action: np.ndarray) -> Any:
+            sent.append(np.array(action, np.float64))
+            self.n_steps += 1
+            return self._observation(), 0.0, False, self.n_steps >= 10, {}
+
+    model = make(Recording(space), policy_kwargs=dict(squash_output=squash_output)).learn(16)
+    sent.append(model.predict(np.zeros((64, 3), np.float32))[0].astype(np.float64))
+    sent.append(model.policy.actor.predict(np.zeros((64, 3), np.float32))[0].astype(np.float64))
+    for action in sent:
+        assert np.isfinite(action).all() and (action >= space.low).all() and (action <= space.high).all()
+    policy = model.policy
+    scaled = np.linspace(-1, 1, 2001, dtype=np.float32).reshape(-1, 1).repeat(2, axis=1)
+    actions = policy.unscale_action(scaled)
+    assert np.isfinite(actions).all() and (actions >= space.low).all() and (actions <= space.high).all()
+    assert (np.diff(actions.astype(np.float64) / 2, axis=0) >= 0).all()
+    np.testing.assert_array_equal(actions[[0, -1]].astype(np.float64), [space.low, space.high])
+    np.testing.assert_allclose(policy.scale_action(actions), scaled, atol=2e-3 if dtype == np.float16 else 1e-6)
+
+
+@pytest.mark.parametrize("squash_output", [True, False])
 def test_the_actor_alone_acts_as_the_policy_does(squash_output: bool) -> None:
     model = collect(make(policy_kwargs=dict(squash_output=squash_output)))
     observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
@@ -851,8 +1032,8 @@ def test_what_a_diffusion_policy_cannot_give_raises_and_names_the_alternative() 
         policy.evaluate_actions(observations, th.zeros(4, 2))
     with pytest.raises(ValueError, match=r"for 4 observations .* chains of shape \(4, 5, 2\)"):
         policy.evaluate_actions(observations, th.zeros(3, 5, 2))
-    assert policy(observations, deterministic=True)[2].isnan().all()  # a mode has no chain
-    values, log_prob, entropy = policy.evaluate_actions(observations, policy(observations)[2])
+    assert policy(observations, deterministic=True)[2].chains.isnan().all()  # a mode has no chain
+    values, log_prob, entropy = policy.evaluate_actions(observations, policy(observations)[2].chains)
     assert values.shape == log_prob.shape == (4, 5) and entropy is None
 
 
@@ -898,6 +1079,118 @@ def test_spaces_and_policies_without_a_diffusion_are_refused() -> None:
         make(AsDict(StrictBoxEnv()), "MultiInputPolicy", rollout_buffer_class=ChainRolloutBuffer)
     with pytest.raises(ValueError, match=r"log_std_init=-1.*state_dependent_readout"):
         make(policy_kwargs=dict(log_std_init=-1, state_dependent_readout=False))
+
+
+@pytest.mark.parametrize("name", ["_build_mlp_extractor", "_get_action_dist_from_latent"])
+def test_a_subclass_with_a_hook_that_has_no_effect_is_refused(name: str) -> None:
+    subclass = type("OwnPolicy", (DiffusionActorCriticPolicy,), {name: lambda self, *args: None})
+    with pytest.raises(TypeError, match=rf"OwnPolicy\.{name} would have no effect.*instead"):
+        make(policy=subclass)
+
+
+@pytest.mark.parametrize("name", ["mlp_extractor", "action_net", "value_net"])
+def test_an_assigned_network_that_has_no_effect_is_refused(name: str) -> None:
+    policy = make().policy
+    with pytest.raises(AttributeError, match=f"{name} would have no effect.*instead"):
+        setattr(policy, name, th.nn.Linear(3, 3))
+    assert not hasattr(policy, name)
+
+
+def test_the_log_std_of_ppo_is_the_log_scale_of_the_read_out() -> None:
+    model = make(policy_kwargs=dict(log_std_init=-0.5))
+    policy = model.policy
+    assert policy.log_std.tolist() == [-0.5, -0.5]
+    policy.log_std = th.nn.Parameter(th.tensor([-1.0, -2.0]))
+    assert policy.actor.log_std.tolist() == [-1.0, -2.0]
+    spread = policy.actor.sample_decisions(th.zeros(20_000, 3)).chains[:, 0].std(dim=0)
+    assert spread.tolist() == pytest.approx([math.exp(-1), math.exp(-2)], rel=0.03)
+    model.learn(16)
+    assert policy.log_std.tolist() != [-1.0, -2.0] and "log_std" not in policy.state_dict()
+    policy.log_std = th.nn.Parameter(th.tensor([-1.0, -2.0]), requires_grad=False)
+    model.learn(16)
+    assert policy.actor.log_std.tolist() == [-1.0, -2.0]
+    with pytest.raises(ValueError, match=r"log_std of shape \(3,\) must have shape \(2,\)"):
+        policy.log_std = th.zeros(3)
+    without = make(policy_kwargs=dict(state_dependent_readout=False)).policy
+    assert not hasattr(without, "log_std")
+    with pytest.raises(AttributeError, match="state_dependent_readout"):
+        without.log_std = th.zeros(2)
+
+
+def test_a_net_arch_in_a_list_is_unpacked_with_sb3s_warning() -> None:
+    with pytest.warns(UserWarning, match="pass directly a dictionary"):
+        policy = make(policy_kwargs=dict(net_arch=[dict(pi=[8], vf=[12])])).policy
+    assert policy.actor.denoiser.step_table.weight.shape[1] == 8 and policy.critic.step_table.weight.shape[1] == 12
+    for wrong in ([dict(pi=[8], qf=[8])], [dict(pi=[8]), 8], [8, dict(pi=[8])]):
+        with pytest.raises(ValueError, match="net_arch"):
+            make(policy_kwargs=dict(net_arch=wrong))
+
+
+@pytest.mark.parametrize("name", ["ent_coef", "learning_rate", "clip_range", "clip_range_vf", "vf_coef", "gamma", "target_kl"])
+def test_numbers_may_be_numpys(name: str) -> None:
+    given, plain = (make(**{name: number}).learn(16) for number in (np.float32(0.25), 0.25))
+    assert th.equal(weights(given), weights(plain))
+
+
+# --- Networks of its own ---
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_actor_and_critic_each_see_the_features_of_their_own_extractor(share: bool) -> None:
+    policy = collect(
+        make(policy_kwargs=dict(features_extractor_class=CountingExtractor, share_features_extractor=share))
+    ).policy
+    observations = th.randn(6, 3)
+    with th.no_grad():
+        chains = policy(observations)[2].chains
+
+    def seen() -> dict[str, list[th.Tensor]]:
+        th.manual_seed(0)
+        actions, state_values, recorded = policy(observations)
+        evaluated = policy.evaluate_chains(observations, chains)
+        predicted = policy.predict_values(observations)
+        actor = [actions, policy._predict(observations, deterministic=True), *evaluated.kernels, recorded.log_std]
+        return {"actor": actor, "critic": [state_values, predicted, evaluated.values]}
+
+    extractors = {"actor": policy.pi_features_extractor, "critic": policy.vf_features_extractor}
+    for name, extractor in extractors.items():
+        with th.no_grad():
+            before = seen()
+            extractor.linear[1].weight.mul_(-1.0)
+            after = seen()
+        for part in extractors:
+            for earlier, later in zip(before[part], after[part], strict=True):
+                assert (share or part == name) != th.allclose(earlier, later)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("trained", ["actor", "critic"])
+def test_the_losses_of_actor_and_critic_train_their_own_extractor(
+    share: bool, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the loss of one of them alone, the other's extractor stays as it is, unless both have one."""
+    policy_kwargs = dict(features_extractor_class=CountingExtractor, share_features_extractor=share)
+    kwargs: dict[str, Any] = dict(ent_coef=0.0, vf_coef=0.0) if trained == "actor" else dict(ent_coef=0.0)
+    model = collect(make(policy_kwargs=policy_kwargs, normalize_advantage=False, **kwargs))
+    if trained == "critic":
+        monkeypatch.setattr(ChainRolloutSamples, "advantages", property(lambda data: th.zeros_like(data.returns)))
+    extractors = {"actor": model.policy.pi_features_extractor, "critic": model.policy.vf_features_extractor}
+    before = {name: extractor.linear[1].weight.clone() for name, extractor in extractors.items()}
+    model.train()
+    for name, extractor in extractors.items():
+        assert th.equal(extractor.linear[1].weight, before[name]) != (share or name == trained)
+
+
+def test_extractors_are_in_training_mode_while_training_and_in_evaluation_mode_while_acting() -> None:
+    model = make(policy_kwargs=dict(features_extractor_class=BatchNormDropoutExtractor))
+    extractor = model.policy.pi_features_extractor
+    modes: list[tuple[bool, bool]] = []
+    extractor.register_forward_hook(lambda module, *_: modes.append((module.training, th.is_grad_enabled())))
+    model.learn(32)
+    assert len(modes) > 32 and {training for training, _ in modes} == {True, False}
+    assert all(training == with_gradients for training, with_gradients in modes)
+    assert extractor.batch_norm.num_batches_tracked == 2 * 2 * 2  # rollouts, epochs, minibatches
+    assert extractor.batch_norm.running_mean.abs().max() > 1e-3
 
 
 # --- Learning ---

@@ -3,54 +3,42 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import nn
-from torch.nn import functional as F
 
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import DiffusionStateMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
     Denoiser,
     NoiseSchedule,
     expected_log_prob,
-    gaussian_log_prob,
-    log_det_tanh,
+    find_mode,
     make_betas,
-    noising_log_prob,
+    mode_noise,
     noising_moments,
+    probe_noise,
+    probe_residual,
     read_out,
+    readout_log_ratio,
     reverse_mean,
     reverse_step,
     sample_chain,
     sample_end,
-    sample_latents,
-    squashed_readout,
 )
 
 # Bounds of the two denoiser heads. They keep every chain finite in float32, whatever the weights, and are far from where
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours.
-N_MODE_PAIRS = 32
-N_MODE_NEIGHBOURS = 8
-# The policy counts as multimodal if the mean's neighbours are further away than those of a typical sample, by a factor that
-# falls from 2 in one action dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension.
-MODE_RADIUS_RATIO, MODE_RADIUS_MARGIN = 0.75, 1.25
-# Or if a cut between two groups of some size leaves little of the variance; of a Gaussian's it leaves 0.36, rarely below 0.2.
-MODE_CUT_SHARE = 0.16
-MODE_CUT_SMALLEST = 4
-# A mode reaches some times as far from its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all
-# distances are alike.
-MODE_REACH_RATIO, MODE_REACH_MARGIN = 1.0, 5.0
 
 
 class PolicySample(NamedTuple):
@@ -70,34 +58,26 @@ class PolicySample(NamedTuple):
     log_scale: th.Tensor
 
 
-class DecisionKernels(NamedTuple):
-    """
-    The kernels of κ reverse steps of each of B chains and, in the last column, of the first decision ``a^K``: ``mean`` and
-    ``log_std`` (B, κ + 1, d) of the decision's Gaussian, without a gradient; its log-density ``log_prob`` (B, κ + 1), and
-    ``noising_log_prob`` (B, κ + 1), ``log π(a^k | a^{k-1})``, which is 0 for ``a^K``. In nats.
-    """
-
-    mean: th.Tensor
-    log_std: th.Tensor
-    log_prob: th.Tensor
-    noising_log_prob: th.Tensor
+AnyActor = TypeVar("AnyActor", bound="DiffusionActor")
+Tensors = TypeVar("Tensors", bound=th.Tensor | tuple)
 
 
-def cheap_without_gradients(
-    method: Callable[["DiffusionActor", th.Tensor], th.Tensor],
-) -> Callable[["DiffusionActor", th.Tensor], th.Tensor]:
+def cheap_without_gradients(method: Callable[[AnyActor, th.Tensor], Tensors]) -> Callable[[AnyActor, th.Tensor], Tensors]:
     """
     A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
-    cheaper than under ``no_grad``. The result is an ordinary tensor. Features come from outside, because an extractor may keep
-    tensors for its training.
+    cheaper than under ``no_grad``. The result, a tensor or a named tuple of tensors, is an ordinary one. Features come from
+    outside, because an extractor may keep tensors for its training.
     """
 
     @wraps(method)
-    def call(self: "DiffusionActor", features: th.Tensor) -> th.Tensor:
-        if th.is_grad_enabled() or th.jit.is_tracing():
+    def call(self: AnyActor, features: th.Tensor) -> Tensors:
+        # Compiled code keeps views of buffers for later calls, which must not be tensors of inference mode.
+        if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
             return method(self, features)
         with th.inference_mode():
-            result = method(self, features)
+            result: Any = method(self, features)
+        if isinstance(result, tuple):
+            return type(result)(*(part.clone() for part in result))  # type: ignore[return-value]
         return result.clone()
 
     return call
@@ -113,21 +93,7 @@ def with_bfloat16_products(denoiser: Denoiser) -> Denoiser:
     return call
 
 
-def cut_share(values: th.Tensor) -> th.Tensor:
-    """
-    The smallest share of the variance that is left by a cut of the values into a lower and an upper group.
-
-    :param values: (B, n)
-    :return: (B,)
-    """
-    values = (values - values.mean(dim=1, keepdim=True)).sort(dim=1).values
-    n = values.shape[1]
-    counts = th.arange(1, n, device=values.device)
-    between = values.cumsum(dim=1)[:, :-1].square() * n / (counts * (n - counts))
-    return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
-
-
-class DiffusionActor(Actor):
+class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     """
     A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
     With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion
@@ -145,12 +111,13 @@ class DiffusionActor(Actor):
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
-    :param state_dependent_scale: False: the read-out's ``c`` is a parameter per action dimension, as PPO's standard deviation
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
     min_heads: th.Tensor
     max_heads: th.Tensor
+    probe_noise: th.Tensor
+    probe_residual: th.Tensor
     mode_noise: th.Tensor
 
     def __init__(
@@ -177,7 +144,6 @@ class DiffusionActor(Actor):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
         squash_output: bool = True,
-        state_dependent_scale: bool = True,
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
@@ -185,7 +151,7 @@ class DiffusionActor(Actor):
         check_number("prior_std", prior_std, 1e-6, 1e6)
         check_choice("kernel", kernel, KERNELS)
         flags = dict(learn_schedule=learn_schedule, learn_variance=learn_variance, squash_output=squash_output)
-        flags |= dict(state_dependent_readout=state_dependent_readout, state_dependent_scale=state_dependent_scale)
+        flags |= dict(state_dependent_readout=state_dependent_readout)
         for name, flag in flags.items():
             check_choice(name, flag, (False, True))
         betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
@@ -217,7 +183,6 @@ class DiffusionActor(Actor):
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
-            state_dependent_scale=state_dependent_scale,
         )
         self.learn_variance = learn_variance
         self.state_dependent_readout = state_dependent_readout
@@ -233,17 +198,18 @@ class DiffusionActor(Actor):
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()
         if state_dependent_readout:
-            if not state_dependent_scale:
-                del self.log_std
-                self.log_std = nn.Parameter(th.zeros(self.action_dim))  # type: ignore[assignment]
             for layer in (self.mu, self.log_std):
-                for parameter in layer.parameters() if isinstance(layer, nn.Module) else [layer]:
+                for parameter in layer.parameters():  # type: ignore[union-attr]
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
-        noise = np.random.default_rng(0).standard_normal((diffusion_steps + 1, N_MODE_PAIRS, self.action_dim))
-        noise = np.concatenate([noise, -noise], axis=1)
-        self.register_buffer("mode_noise", th.as_tensor(noise, dtype=th.float32), persistent=False)
+        buffers = dict(
+            probe_noise=probe_noise(diffusion_steps, self.action_dim),
+            probe_residual=probe_residual(),
+            mode_noise=mode_noise(diffusion_steps, self.action_dim),
+        )
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -269,8 +235,25 @@ class DiffusionActor(Actor):
             return zeros, zeros
         latent_pi = self.latent_pi(features)
         location = self.mu(latent_pi)
-        log_scale = self.log_std(latent_pi) if isinstance(self.log_std, nn.Module) else self.log_std.expand_as(location)
-        return location, th.clamp(log_scale, LOG_STD_MIN, LOG_STD_MAX)
+        return location, th.clamp(self.log_std(latent_pi), LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
+
+    def keep_scale_in_range(self) -> None:
+        """After an update: nothing to do, where the read-out's scale is a head of the network and clamped when it is used."""
+
+    @th.no_grad()
+    def start_readout(self, actions: th.Tensor) -> None:
+        """
+        Where the read-out is still as it started, put it at the mean and the standard deviation of given actions, as if prior
+        and actions were Gaussians. A read-out that has learned stays.
+
+        :param actions: (B, d), ``a^0``, before they are squashed
+        """
+        if not self.state_dependent_readout or any(parameter.any() for parameter in self.mu.parameters()):
+            return
+        log_scale = (actions.std(dim=0, correction=0) / self.prior_std).log().clamp(LOG_STD_MIN, LOG_STD_MAX)
+        for layer, value in ((self.mu, actions.mean(dim=0)), (self.log_std, log_scale)):
+            bias = layer.bias if isinstance(layer, nn.Module) else layer
+            bias.copy_(value)  # type: ignore[operator]
 
     def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -284,7 +267,7 @@ class DiffusionActor(Actor):
         heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
         if not self.learn_variance:
             return heads, th.zeros_like(heads)
-        drift, log_scale = heads.split(self.action_dim, dim=-1)
+        drift, log_scale = th.split_with_sizes(heads, (self.action_dim, self.action_dim), dim=-1)
         return drift, log_scale
 
     def squash(self, actions: th.Tensor) -> th.Tensor:
@@ -302,12 +285,6 @@ class DiffusionActor(Actor):
         condition = self.denoiser.condition(features)
         return lambda latents, k: self.denoise(condition, latents, k)
 
-    @th.no_grad()
-    def keep_scale_in_range(self) -> None:
-        """For a read-out whose scale is a parameter: beyond the bounds it would have no gradient, and stay there."""
-        if isinstance(getattr(self, "log_std", None), nn.Parameter):
-            self.log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
-
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor) -> th.Tensor:
         """
@@ -316,52 +293,9 @@ class DiffusionActor(Actor):
         :param features: (B, features_dim)
         :return: (B, d), in [-1, 1] if squashed
         """
-        end = sample_end(self._chain_denoiser(features), self.schedule(), self.prior_std, self._chain_noise(features))
+        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, self._chain_noise(features))
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
-
-    @cheap_without_gradients
-    def sample_chains(self, features: th.Tensor) -> th.Tensor:
-        """
-        The chains of :meth:`sample` for the same random numbers, as sequences of decisions ``a^k = m + c x^k``. They stay what
-        was decided, whatever later read-outs make of ``x^k``. The first decision, ``a^K``, has the density
-        ``N(m, (c ν)²)``; the last is the action before it is squashed.
-
-        :param features: (B, features_dim)
-        :return: (B, K + 1, d), ``a^0 … a^K``
-        """
-        noise = self._chain_noise(features)
-        latents = sample_latents(self._chain_denoiser(features), self.schedule(), self.prior_std, noise)
-        location, log_scale = self.readout(features)
-        return read_out(th.stack(latents, dim=1), location.unsqueeze(1), log_scale.unsqueeze(1))
-
-    def evaluate_decisions(self, features: th.Tensor, chains: th.Tensor, steps: th.Tensor) -> DecisionKernels:
-        """
-        The kernels of given decisions. All of them depend on the read-out: the networks and both kernels see
-        ``x^k = (a^k - m) / c``.
-
-        :param features: (B, features_dim)
-        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param steps: k, (B, κ), or (κ,) for all chains
-        :return: the kernels of these κ reverse steps and of the first decision
-        """
-        tables = self.schedule().at(steps)
-        location, readout_log_scale = (head.unsqueeze(1) for head in self.readout(features))
-        chains = (chains - location) * th.exp(-readout_log_scale)
-        rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
-        first, latents, previous = chains[:, -1:], chains[rows, steps], chains[rows, steps - 1]
-        drift, log_scale = self.denoise(self.denoiser.condition(features).unsqueeze(1), latents, steps)
-        mean = th.cat([reverse_mean(latents, drift, tables), th.zeros_like(first)], dim=1)
-        log_std = th.cat([tables.noise_std.log() + log_scale, th.full_like(first, math.log(self.prior_std))], dim=1)
-        residual = (th.cat([previous, first], dim=1) - mean) * th.exp(-log_std)
-        log_std = log_std + readout_log_scale
-        noising = noising_log_prob(latents, previous, tables) - readout_log_scale.sum(dim=-1)
-        return DecisionKernels(
-            read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
-            log_std.detach(),
-            gaussian_log_prob(residual, log_std),
-            F.pad(noising, (0, 1)),
-        )
 
     def reverse_kernel(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -375,23 +309,6 @@ class DiffusionActor(Actor):
         tables = self.schedule().at(steps)
         drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
         return reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
-
-    def path_log_prob(self, chains: th.Tensor, kernels: DecisionKernels) -> th.Tensor:
-        """
-        What the soft rewards from each decision of a chain on sum to, ``log p(a^k) + Σ_{j≤k} ℓ_j`` with ``p`` the density of
-        the first decision: for k = K, and for that decision itself, the path log-probability of :meth:`sample`. For an
-        untrained "vp" diffusion it is the same at every k, the log-probability of the action.
-
-        :param chains: (B, K + 1, d), as :meth:`sample_chains` gives them
-        :param kernels: of all K steps, as :meth:`evaluate_decisions` gives them
-        :return: (B, K + 1) in nats
-        """
-        come = (kernels.log_prob - kernels.noising_log_prob)[:, :-1].cumsum(dim=1)
-        if self.squash_output:
-            come = come - log_det_tanh(chains[:, 0]).unsqueeze(1)
-        mean, log_std = kernels.mean[:, -1:], kernels.log_std[:, -1:]
-        come = come + gaussian_log_prob((chains[:, 1:] - mean) * th.exp(-log_std), log_std)
-        return th.cat([come, come[:, -1:]], dim=1)
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None, bfloat16: bool = False) -> PolicySample:
         """
@@ -408,13 +325,11 @@ class DiffusionActor(Actor):
             denoiser = with_bfloat16_products(denoiser)
         chain = sample_chain(denoiser, self.schedule(), self.prior_std, noise)
         location, log_scale = self.readout(features)
-        if self.squash_output:
-            actions, readout_log_ratio = squashed_readout(chain.latents[0], location, log_scale)
-        else:
-            actions, readout_log_ratio = read_out(chain.latents[0], location, log_scale), -log_scale.sum(dim=-1)
-        log_ratios = th.cat([(chain.log_ratios[0] + readout_log_ratio).unsqueeze(0), chain.log_ratios[1:]])
+        actions = read_out(chain.latents[0], location, log_scale)
+        last = chain.log_ratios[0] + readout_log_ratio(actions, log_scale, self.squash_output)
+        log_ratios = th.cat([last.unsqueeze(0), chain.log_ratios[1:]])
         path_log_prob = chain.prior_log_prob + log_ratios.sum(dim=0)
-        return PolicySample(actions, chain.latents, log_ratios, path_log_prob, location, log_scale)
+        return PolicySample(self.squash(actions), chain.latents, log_ratios, path_log_prob, location, log_scale)
 
     def reverse_step(
         self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor, noise: th.Tensor | None = None
@@ -432,9 +347,7 @@ class DiffusionActor(Actor):
         noise = th.randn_like(latents) if noise is None else noise
         return reverse_step(latents, drift, log_scale, self.schedule().at(steps), noise)
 
-    def log_likelihood_bound(
-        self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor, step_weights: th.Tensor | None = None
-    ) -> th.Tensor:
+    def log_likelihood_bound(self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
         """
         An unbiased estimate of the evidence lower bound on ``log π(a^0|s)``: the noising process takes ``x^0 = (a^0 - m) / c``
         to ``x^K``, and one of the K log-ratios stands for all. Given ``x^0`` and ``x^k``, all that the noising process draws
@@ -442,9 +355,8 @@ class DiffusionActor(Actor):
 
         :param features: (B, features_dim)
         :param actions: (B, d), ``a^0``, before they are squashed
-        :param steps: (B,), the step k of each row
-        :param step_weights: (B,), one over the probability that a row gets its step; None: K, all steps equally often
-        :return: (B,), the mean of ``log p(x^K) + step_weights ℓ_k - Σ_dims log c`` in nats
+        :param steps: (B,), the step k of each row, all steps equally often
+        :return: (B,), the mean of ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
         """
         location, log_scale = self.readout(features)
         end = (actions - location) * th.exp(-log_scale)
@@ -469,43 +381,29 @@ class DiffusionActor(Actor):
             moments.variance_left[steps],
             th.full_like(latents, math.log(self.prior_std)),
         )
-        weights = self.diffusion_steps if step_weights is None else step_weights
-        return log_prior + weights * (log_reverse - log_noising) - log_scale.sum(dim=-1)
+        log_ratios = log_reverse - log_noising
+        return log_prior + self.diffusion_steps * log_ratios + readout_log_ratio(actions, log_scale, squashed=False)
+
+    def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""
+        n_chains, n_states = noise.shape[1], condition.shape[0]
+        condition = condition.repeat(n_chains, 1)
+        noise = noise.unsqueeze(2).expand(-1, -1, n_states, -1).flatten(1, 2)
+        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule, self.prior_std, noise)
+        return ends.unflatten(0, (n_chains, n_states))
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
-        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic.
-
-        Chains with fixed noise give a sample of ``x^0``. Where that is unimodal, its mean is the answer: it varies as smoothly
-        with the state as the policy does. Where the mean lies between modes, the answer is the mean of the mode around the
-        densest of the sample's points. Two signs tell: the mean's neighbours are further away than those of these points
-        (plain in few dimensions), or the sample falls into two groups along the line from the mean to that mode.
+        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic
+        (:func:`~sb3_diffusion.diffusion.mode.find_mode`).
 
         :param features: (B, features_dim)
         :return: actions (B, d), in [-1, 1] if squashed
         """
-        batch_size, n_chains = features.shape[0], self.mode_noise.shape[1]
-        condition = self.denoiser.condition(features).repeat_interleave(n_chains, dim=0)
-        noise = self.mode_noise.repeat(1, batch_size, 1)
-        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule(), self.prior_std, noise)
-        ends = ends.reshape(batch_size, n_chains, -1)
-        mean = ends.mean(dim=1, keepdim=True)
-        # Of a point of the sample, its own distance of zero comes first.
-        radii = th.cdist(ends, ends).kthvalue(N_MODE_NEIGHBOURS + 1, dim=2).values
-        mean_radius = th.cdist(mean, ends).kthvalue(N_MODE_NEIGHBOURS, dim=2).values
-        centre = ends.gather(1, radii.argmin(dim=1).reshape(-1, 1, 1).expand_as(mean))
-        reach = MODE_REACH_RATIO + MODE_REACH_MARGIN / self.action_dim
-        for _ in range(3):
-            distances = th.cdist(centre, ends)
-            radius = distances.kthvalue(N_MODE_NEIGHBOURS, dim=2, keepdim=True).values
-            within = (distances <= reach * radius).to(ends.dtype)
-            centre = within @ ends / within.sum(dim=2, keepdim=True)
-        ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / self.action_dim
-        multimodal = mean_radius.squeeze(1) > ratio * radii.median(dim=1).values
-        multimodal |= cut_share(((ends - mean) @ (centre - mean).mT).squeeze(2)) < MODE_CUT_SHARE
-        centre = th.where(multimodal.reshape(-1, 1, 1), centre, mean)
-        return self.squash(read_out(centre.squeeze(1), *self.readout(features)))
+        condition = self.denoiser.condition(features)
+        centre = find_mode(self._ends, condition, self.probe_noise, self.probe_residual, self.mode_noise)
+        return self.squash(read_out(centre, *self.readout(features)))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """

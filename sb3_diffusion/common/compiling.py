@@ -14,8 +14,9 @@ Result = TypeVar("Result")
 class CompiledOrEager(Generic[Result]):
     """
     The function compiled by ``torch.compile`` at its first call. Where that fails (no C++ compiler, a module that cannot be
-    traced, a PyTorch that cannot trace gradients), a warning says why, and the function runs as it is from then on. Copies and
-    pickles compile anew.
+    traced, a PyTorch that cannot trace gradients), a warning says why, and the function runs as it is from then on; so it does
+    where compiling again for other arguments fails later. Any other error of a later call is the function's own, and its
+    caller's. Copies and pickles compile anew.
 
     :param function: of a module or class; computes losses *and* their gradients: in one graph the backward pass needs none of
         the masks that it would otherwise store, at a price that leaves nothing of the gain on a CPU. Calls have its arguments,
@@ -30,7 +31,7 @@ class CompiledOrEager(Generic[Result]):
             function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
         )
         self.compiled: Callable[..., Result] | None = None
-        self.failed = False
+        self.works = self.failed = False
 
     def __call__(self, *args: Any) -> Result:
         if not self.failed:
@@ -39,8 +40,13 @@ class CompiledOrEager(Generic[Result]):
                     # PyTorch's own switch for torch.autograd.grad inside a compiled function (2.11 has it)
                     torch._dynamo.config.trace_autograd_ops = True
                     self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options={"fallback_random": True})
-                return self.compiled(*args)
+                result = self.compiled(*args)
+                self.works = True
+                return result
             except Exception as error:
+                # The compiler's errors have no common class.
+                if self.works and not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
                 self.failed = True
                 reason = str(error).strip().splitlines()
                 warnings.warn(

@@ -24,8 +24,8 @@ from sb3_diffusion.diffusion import log_det_tanh
 
 SelfPretraining = TypeVar("SelfPretraining", bound="PretrainingMixin")
 
-# The validation bound is computed on so many rows at most, all K steps of each with the same noise every time.
-VALIDATION_ROWS = 4096
+# The validation bound, and where the read-out starts, are computed on so many rows at most.
+SAMPLED_ROWS = 4096
 VALIDATION_SEED = 0
 # One gradient can be far from the others where the variance of a step is small and the network new.
 MAX_GRAD_NORM = 1.0
@@ -199,7 +199,55 @@ def falling(initial: float) -> Schedule:
 
 
 class PretrainingMixin(BaseAlgorithm):
-    """``pretrain``, for all algorithms whose policy has a :class:`~sb3_diffusion.common.actor.DiffusionActor`."""
+    """
+    ``pretrain`` and ``set_reference``, for all algorithms whose policy has a
+    :class:`~sb3_diffusion.common.actor.DiffusionActor`.
+    """
+
+    # What set_reference was given; None: no reference
+    reference_kl_coef: float | Schedule | None = None
+    reference_actor: DiffusionActor | None = None
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.reference_kl_coef is not None:
+            # A loaded model: its weights come next.
+            self.set_reference(self.reference_kl_coef)
+
+    def set_reference(self, kl_coef: float | Schedule | None) -> None:
+        """
+        Pull the policy towards what it is now while it goes on learning: after :meth:`pretrain`, towards the imitator. The
+        actor's loss gets ``kl_coef Σ_k KL(q_ref ‖ q_θ)``, the divergence of the reverse kernels in closed form, at latents of
+        the present policy (docs/method.md, "The pull to a reference"). It keeps modes alive that the reward does not tell
+        apart. Logged: ``train/reference_kl`` in nats, of a whole chain.
+
+        :param kl_coef: in units of the reward per nat, ≥ 0; or a function of the remaining progress (1 … 0); None: no pull
+        :raises ValueError: for something else
+        """
+        if callable(kl_coef):
+            check_schedule("kl_coef", kl_coef)
+        elif kl_coef is not None:
+            check_number("kl_coef", kl_coef, 0)
+        self.reference_kl_coef = kl_coef
+        self.reference_actor = None
+        if kl_coef is not None:
+            actor: DiffusionActor = self.policy.actor  # type: ignore[assignment]
+            self.reference_actor = copy.deepcopy(actor)
+            self.reference_actor.requires_grad_(False)
+            self.reference_actor.set_training_mode(False)
+
+    def _current_reference_kl_coef(self) -> float:
+        coefficient = self.reference_kl_coef
+        if callable(coefficient):
+            return scheduled("kl_coef", coefficient, self._current_progress_remaining)
+        return 0.0 if coefficient is None else float(coefficient)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "reference_actor"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return (state_dicts if self.reference_actor is None else [*state_dicts, "reference_actor"]), tensors
 
     def pretrain(
         self: SelfPretraining,
@@ -211,6 +259,7 @@ class PretrainingMixin(BaseAlgorithm):
         patience: int | None = 20,
         average_decay: float = 0.999,
         boundary_width: float = 0.02,
+        critic_warmup_steps: int = 0,
         seed: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int = 1,
@@ -240,6 +289,8 @@ class PretrainingMixin(BaseAlgorithm):
         :param average_decay: share that an update leaves of the averaged weights, from 0 (no average) to below 1
         :param boundary_width: actions within this distance of -1 or 1, in tanh's units, count as on the bound, and are
             imitated as uniform over this interval: tanh has no inverse at the bound
+        :param critic_warmup_steps: updates of the critics and the diffusion value on the demonstrations afterwards, for the
+            imitator as it then is; their rewards and next observations must be known. Off-policy algorithms only
         :param seed: of the split, the order of the data and all noise; None: SB3's global generators, as they are
         :param callback: called after each epoch, with the averaged weights in the model: ``on_step`` counts epochs, and may
             stop the training. ``num_timesteps`` stands still
@@ -262,6 +313,7 @@ class PretrainingMixin(BaseAlgorithm):
             check_number("patience", patience, 1, integer=True)
         check_number("average_decay", average_decay, 0, 1 - 1e-9)
         check_number("boundary_width", boundary_width, 1e-5, 0.5)
+        check_number("critic_warmup_steps", critic_warmup_steps, 0, integer=True)
         if seed is not None:
             check_number("seed", seed, 0, LARGEST_SEED, integer=True)
         check_number("log_interval", log_interval, 1, integer=True)
@@ -271,12 +323,14 @@ class PretrainingMixin(BaseAlgorithm):
             raise ImportError("progress_bar=True needs tqdm and rich: pip install stable-baselines3[extra]")
         demonstrations.check(self)
 
+        if critic_warmup_steps:
+            self._check_critic_warmup(demonstrations)
+
         data = ImitationData(demonstrations, self, boundary_width)
-        actor: DiffusionActor = self.policy.actor  # type: ignore[assignment]
         statistics_before = {
             name: copy.deepcopy(value) for name, value in vars(data.vec_normalize or object).items() if name.endswith("_rms")
         }
-        weights_before = copy.deepcopy(actor.state_dict())
+        parameters_before = copy.deepcopy(self.get_parameters())
         try:
             with seeded(seed):
                 data.fit_normalization()
@@ -294,15 +348,24 @@ class PretrainingMixin(BaseAlgorithm):
                     log_interval,
                     progress_bar,
                 )
+                self._follow_actor()
+                if critic_warmup_steps:
+                    self._warm_up_critics(demonstrations, critic_warmup_steps)
         except BaseException:
-            actor.load_state_dict(weights_before)
+            self.set_parameters(parameters_before)
             if data.vec_normalize is not None:
                 vars(data.vec_normalize).update(statistics_before)
             raise
         finally:
             self.policy.set_training_mode(False)
-        self._follow_actor()
         return self
+
+    def _check_critic_warmup(self, demonstrations: Demonstrations) -> None:
+        """:raises ValueError: unless this algorithm can warm up its critics on them"""
+        raise ValueError(f"critic_warmup_steps: {type(self).__name__} has no critics that learn from other policies' actions")
+
+    def _warm_up_critics(self, demonstrations: Demonstrations, n_steps: int) -> None:
+        raise NotImplementedError
 
     def _fit_actor(
         self,
@@ -320,9 +383,11 @@ class PretrainingMixin(BaseAlgorithm):
         """:meth:`pretrain` without its precautions."""
         rng = np.random.default_rng(np.random.randint(LARGEST_SEED))
         train_rows, validation_rows = data.split(validation_fraction, rng)
-        if len(validation_rows) > VALIDATION_ROWS:
-            validation_rows = np.sort(rng.choice(validation_rows, VALIDATION_ROWS, replace=False))
+        if len(validation_rows) > SAMPLED_ROWS:
+            validation_rows = np.sort(rng.choice(validation_rows, SAMPLED_ROWS, replace=False))
         actor: DiffusionActor = self.policy.actor  # type: ignore[assignment]
+        some_rows = rng.choice(train_rows, min(len(train_rows), SAMPLED_ROWS), replace=False)
+        actor.start_readout(data.actions(np.sort(some_rows)).actions)
         parameters = [parameter for parameter in actor.parameters() if parameter.requires_grad]
         optimizer = self.policy.optimizer_class(parameters, lr=learning_rate(1.0), **self.policy.optimizer_kwargs)  # type: ignore[call-arg]
         average = WeightAverage(actor, average_decay)

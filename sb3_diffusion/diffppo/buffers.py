@@ -9,49 +9,80 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn import functional as F
 
-from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy
+from sb3_diffusion.diffppo.actor import Decisions, decisions_of
+from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy, RecordedChains
 
-# How many environment steps are evaluated at once at the end of a rollout: bounds the memory that images take.
-EVALUATED_AT_ONCE = 1024
-
-
-PER_STEP = ("old_values", "old_log_prob", "advantages", "returns", "old_noising_log_prob", "old_means", "old_log_stds")
+# Of each decision: four vectors (before, taken, mean, log-std of its Gaussian) and these
+SCALARS = ("old_values", "old_log_prob", "old_noising_log_prob", "advantages", "returns")
 
 
 class ChainRolloutSamples(NamedTuple):
     """
-    A minibatch of B environment steps with all decisions of each: index k - 1 belongs to the reverse step k, index K to the
-    first decision ``a^K``. ``chains`` (B, K + 1, d): ``a^0 … a^K``; ``old_values``, ``old_log_prob`` of the decisions,
-    ``old_noising_log_prob``, ``advantages`` and ``returns`` (B, K + 1); ``old_means`` and ``old_log_stds`` (B, K + 1, d) of
-    their Gaussians; ``path_log_prob`` (B,) of the whole chains.
+    A minibatch of B environment steps with κ + 1 decisions of each: the reverse steps ``steps`` (κ + 1,) or (B, κ + 1), and in
+    the last column, as step K + 1, the first decision ``a^K``. ``packed`` (B, κ + 1, 4 d + 5) holds all numbers of a decision
+    side by side, so that a minibatch is one look-up; the properties are its parts, as of the policy that decided:
+    ``decisions``; ``old_means`` and ``old_log_stds`` (B, κ + 1, d) of their Gaussians; ``old_log_prob``,
+    ``old_noising_log_prob``, ``old_values``, ``advantages`` and ``returns`` (B, κ + 1).
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
-    chains: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    old_noising_log_prob: th.Tensor
-    old_means: th.Tensor
-    old_log_stds: th.Tensor
-    path_log_prob: th.Tensor
+    packed: th.Tensor
+    steps: th.Tensor
 
     def at(self, steps: th.Tensor) -> "ChainRolloutSamples":
         """
-        :param steps: (B, κ), κ of the reverse steps 1 … K of each row
-        :return: the same minibatch with only these and the first decision in all arrays but ``chains`` and ``path_log_prob``
+        :param steps: (B, κ), κ of the reverse steps 1 … K of each row; this minibatch has all of them
+        :return: the same minibatch with only these and the first decision
         """
+        steps = F.pad(steps, (0, 1), value=self.packed.shape[1])
         rows = th.arange(len(steps), device=steps.device).unsqueeze(1)
-        columns = F.pad(steps - 1, (0, 1), value=self.old_values.shape[1] - 1)
-        return self._replace(**{name: getattr(self, name)[rows, columns] for name in PER_STEP})
+        return self._replace(packed=self.packed[rows, steps - 1], steps=steps)
+
+    def _vectors(self, index: int) -> th.Tensor:
+        width = (self.packed.shape[-1] - len(SCALARS)) // 4
+        return self.packed[..., index * width : (index + 1) * width]
+
+    @property
+    def decisions(self) -> Decisions:
+        return Decisions(self._vectors(0), self._vectors(1), self.steps)
+
+    @property
+    def old_means(self) -> th.Tensor:
+        return self._vectors(2)
+
+    @property
+    def old_log_stds(self) -> th.Tensor:
+        return self._vectors(3)
+
+    @property
+    def old_values(self) -> th.Tensor:
+        return self.packed[..., -5]
+
+    @property
+    def old_log_prob(self) -> th.Tensor:
+        return self.packed[..., -4]
+
+    @property
+    def old_noising_log_prob(self) -> th.Tensor:
+        return self.packed[..., -3]
+
+    @property
+    def advantages(self) -> th.Tensor:
+        return self.packed[..., -2]
+
+    @property
+    def returns(self) -> th.Tensor:
+        return self.packed[..., -1]
 
 
 class ChainRollouts(RolloutBuffer):
     """
-    What the two buffers below share. While a rollout is collected they store chains only; at its end the policy evaluates all
-    of them at once. From then on ``values``, ``log_probs``, ``advantages`` and ``returns`` have one entry for each decision,
-    shape (n_steps, n_envs, K + 1).
+    What the two buffers below share: whole chains, with what the policy that sampled them made of each decision.
+
+    ``values``, ``log_probs`` (of whole chains), ``advantages`` and ``returns`` are those of environment steps,
+    (n_steps, n_envs) as in SB3. What a callback adds to the last two when a rollout ends, intrinsic rewards say, is added to
+    those of all decisions. ``recorded`` holds the decisions, ``path_log_probs`` (n_steps, n_envs, K + 1) the path
+    log-probability from each on.
 
     Advantages and returns are those of the augmented decision process with soft rewards. Nothing is discounted inside a chain,
     so the return of its first decision is that of the environment step with the reward ``r - τ (log p(a^K) + Σ_k ℓ_k)``, and
@@ -62,72 +93,91 @@ class ChainRollouts(RolloutBuffer):
     policy: DiffusionActorCriticPolicy
     ent_coef: float = 0.0
 
-    def add(
+    def reset(self) -> None:
+        super().reset()
+        self.records: list[RecordedChains] = []
+
+    def add(  # type: ignore[override]
         self,
         obs: Any,
         action: np.ndarray,
         reward: np.ndarray,
         episode_start: np.ndarray,
         value: th.Tensor,
-        log_prob: th.Tensor,
+        log_prob: RecordedChains,
     ) -> None:
         """
-        :param log_prob: the chains (n_envs, K + 1, d); the other parameters are those of SB3's buffer
+        :param log_prob: the chains, as the policy's ``forward`` returns them; the other parameters are those of SB3's buffer
         :raises ValueError: if no DiffPPO collects
         """
         if not hasattr(self, "policy"):
             raise ValueError("this buffer is filled by DiffPPO alone: load its models with DiffPPO.load, not PPO.load")
-        if self.pos == 0:
-            self.chains = np.zeros((self.buffer_size, *log_prob.shape), dtype=np.float32)
-        self.chains[self.pos] = log_prob.cpu().numpy()
-        super().add(obs, action, reward, episode_start, value, th.full_like(value, th.nan).flatten())
-
-    @th.no_grad()
-    def _evaluate_chains(self) -> None:
-        """Evaluate the rollout under the policy that sampled it."""
-        n_at_once = max(1, EVALUATED_AT_ONCE // self.n_envs)
-        parts = []
-        for start in range(0, self.buffer_size, n_at_once):
-            stop = min(start + n_at_once, self.buffer_size)
-            chains = self.to_torch(self.chains[start:stop]).flatten(0, 1)
-            values, kernels = self.policy.evaluate_chains(self._observations(slice(start, stop), flatten=True), chains)
-            path_log_prob = self.policy.actor.path_log_prob(chains, kernels)
-            parts.append([array.unflatten(0, (stop - start, -1)) for array in (values, *kernels, path_log_prob)])
-        arrays = (th.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        self.values, self.means, self.log_stds, self.log_probs, self.noising_log_probs, self.path_log_probs = arrays
-
-    def _observations(self, rows: Any, flatten: bool = False) -> Any:
-        """Observations of the given rows as tensors; ``flatten`` merges time steps and environments."""
-
-        def select(array: np.ndarray) -> th.Tensor:
-            tensor = self.to_torch(array[rows])
-            return tensor.flatten(0, 1) if flatten else tensor
-
-        if isinstance(self.observations, dict):
-            return {key: select(array) for key, array in self.observations.items()}
-        return select(self.observations)
+        self.records.append(log_prob)
+        super().add(obs, action, reward, episode_start, value, log_prob.log_prob.sum(dim=1))
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        self._evaluate_chains()
-        values, rewards, path_log_probs = self.values, self.rewards, self.path_log_probs
+        self.recorded = RecordedChains(*(th.stack(parts) for parts in zip(*self.records, strict=True)))
+        self.last_dones = dones
+        flat = RecordedChains(*(part.flatten(0, 1) for part in self.recorded))
+        path_log_probs = self.policy.actor.path_log_prob(flat.chains, flat.kernels)
+        self.path_log_probs = path_log_probs.unflatten(0, self.rewards.shape).cpu().numpy()
         # SB3's recursion for the environment's steps: each is the chain's first decision, with the entropy of the whole path.
-        self.values, self.rewards = values[..., -1], rewards - self.ent_coef * path_log_probs[..., -1]
-        self.advantages = np.zeros_like(rewards)
+        rewards = self.rewards
+        self.rewards = rewards - self.ent_coef * self.path_log_probs[..., -1]
         super().compute_returns_and_advantage(last_values, dones)
-        self.values, self.rewards = values, rewards
-        self.returns = self.returns[..., None] + self.ent_coef * (path_log_probs[..., -1:] - path_log_probs)
-        self.advantages = self.returns - values
+        self.rewards = rewards
+
+    def change_ent_coef(self, ent_coef: float) -> None:
+        """
+        Advantages and returns of a full rollout for another temperature: both are linear in it, so that what a callback added
+        to them stays.
+
+        :param ent_coef: τ
+        """
+        if ent_coef == self.ent_coef:
+            return
+        names = ("advantages", "returns", "values", "rewards")
+        kept = {name: getattr(self, name) for name in names}
+        self.advantages, self.values = np.zeros_like(self.rewards), np.zeros_like(self.rewards)
+        self.rewards = -self.path_log_probs[..., -1]
+        super().compute_returns_and_advantage(th.zeros(self.n_envs), self.last_dones)
+        entropies = self.advantages
+        for name in names:
+            change = (ent_coef - self.ent_coef) * entropies if name in ("advantages", "returns") else 0
+            setattr(self, name, kept[name] + change)
+        self.ent_coef = ent_coef
+
+    def _packed_decisions(self) -> th.Tensor:
+        """All decisions of all environment steps, (n_steps · n_envs, K + 1, 4 d + 5), in SB3's order of rows."""
+        recorded = self.recorded
+        shape = recorded.values.shape
+        decisions = decisions_of(recorded.chains.flatten(0, 1))
+        advantages, returns, values, path_log_probs = (
+            th.as_tensor(array, device=self.device)
+            for array in (self.advantages, self.returns, self.values, self.path_log_probs)
+        )
+        to_come = self.ent_coef * (path_log_probs[..., -1:] - path_log_probs)
+        # A_k = G_k - W_k, with G_k the return from there on
+        advantages = (advantages + values).unsqueeze(-1) - recorded.values + to_come
+        scalars = [recorded.values, recorded.log_prob, recorded.noising_log_prob, advantages, returns.unsqueeze(-1) + to_come]
+        vectors = [decisions.before.unflatten(0, shape[:2]), decisions.taken.unflatten(0, shape[:2])]
+        packed = th.cat([*vectors, recorded.mean, recorded.log_std, th.stack(scalars, dim=-1)], dim=-1)
+        return packed.transpose(0, 1).flatten(0, 1)
+
+    def _observations(self, rows: np.ndarray) -> th.Tensor | dict[str, th.Tensor]:
+        if isinstance(self.observations, dict):
+            return {key: self.to_torch(array[rows]) for key, array in self.observations.items()}
+        return self.to_torch(self.observations[rows])
 
     def get(self, batch_size: int | None = None) -> Generator[ChainRolloutSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
-            for name in ("chains", "noising_log_probs", "means", "log_stds", "path_log_probs"):
-                setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+            self.packed = self._packed_decisions()
+            self.steps = th.arange(1, self.packed.shape[1] + 1, device=self.device)
         yield from super().get(batch_size)  # type: ignore[misc]
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ChainRolloutSamples:  # type: ignore[override]
-        arrays = [self.chains, self.values, self.log_probs, self.advantages, self.returns, self.noising_log_probs]
-        arrays += [self.means, self.log_stds, self.path_log_probs[:, -1]]
-        return ChainRolloutSamples(self._observations(batch_inds), *(self.to_torch(array[batch_inds]) for array in arrays))
+        packed = self.packed[th.as_tensor(batch_inds, device=self.device)]
+        return ChainRolloutSamples(self._observations(batch_inds), packed, self.steps)
 
 
 class ChainRolloutBuffer(ChainRollouts):

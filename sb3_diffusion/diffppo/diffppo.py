@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -16,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_diffusion.common.compiling import CompiledOrEager
+from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
 from sb3_diffusion.common.validation import (
@@ -27,6 +29,7 @@ from sb3_diffusion.common.validation import (
     check_schedule,
     scheduled,
     wants_sde,
+    with_hints,
     without_sde,
 )
 from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
@@ -35,6 +38,11 @@ from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy
 from sb3_diffusion.diffusion import gaussian_kl
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
+
+
+# What "auto" starts from, and the step size of its logarithm, one step per update
+INITIAL_ENT_COEF = 0.01
+ENT_COEF_LEARNING_RATE = 0.05
 
 
 class MinibatchLosses(NamedTuple):
@@ -51,11 +59,12 @@ class Coefficients(NamedTuple):
     """Scalars of the losses that may change from rollout to rollout; without ``ent_coef`` the temperature is 0."""
 
     clip_range: th.Tensor
+    vf_coef: th.Tensor
     clip_range_vf: th.Tensor | None = None
     ent_coef: th.Tensor | None = None
 
 
-class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
+class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
     """
     Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
     decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process
@@ -70,8 +79,8 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
 
     Parameters not listed are those of :class:`stable_baselines3.PPO`, in the same order.
 
-    :param ent_coef: τ: a number, a function of the remaining progress (1 … 0), "lin_<initial value>" (falls to 0), "auto" or
-        "auto_<initial value>" (learned)
+    :param ent_coef: τ: a number, a function of the remaining progress (1 … 0), "lin_<initial value>" (falls to 0), "auto"
+        (from 0.01 on) or "auto_<initial value>" (learned, one step of 0.05 in ``log τ`` per update). Read for every update
     :param target_kl: stop an update where the closed-form KL divergence of the chains exceeds 1.5 times this
     :param latents_per_state: κ, reverse steps of an environment step in each minibatch, 1 … K; None: all K
     :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
@@ -90,6 +99,7 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
     rollout_buffer: ChainRollouts
     _ent_coef_schedule: FloatSchedule
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionActorCriticPolicy],
@@ -182,6 +192,39 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
         check_choice("normalize_advantage", self.normalize_advantage, (False, True))
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, 0, exclusive=True)
+        if isinstance(self.target_entropy, str):
+            if self.target_entropy != "auto":
+                raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
+        else:
+            check_number("target_entropy", self.target_entropy, -math.inf)
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        allowed: type[RolloutBuffer] = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
+        buffer_class = self.rollout_buffer_class = self.rollout_buffer_class or allowed
+        if not (isinstance(buffer_class, type) and issubclass(buffer_class, allowed)):
+            raise ValueError(
+                f"rollout_buffer_class={buffer_class!r} cannot store the chains of these observations; allowed: subclasses of "
+                "ChainRolloutBuffer, for Dict observations of DictChainRolloutBuffer"
+            )
+        check_dict("rollout_buffer_kwargs", self.rollout_buffer_kwargs)
+        for name in ("learning_rate", "clip_range", "clip_range_vf", "ent_coef"):
+            # SB3's schedules take Python's numbers only.
+            if isinstance(value := getattr(self, name), np.number):
+                setattr(self, name, float(value))
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()
+        actor = self.policy.actor
+        if self.latents_per_state is not None:
+            check_number("latents_per_state", self.latents_per_state, 1, actor.diffusion_steps, integer=True)
+        # A function of the model, not bound to it: a copy of the model must train its own networks.
+        self._minibatch_step: Callable[..., tuple[MinibatchLosses, Gradients]] = type(self)._losses_and_gradients
+        if self.torch_compile:
+            self._minibatch_step = CompiledOrEager(self._minibatch_step)
+        self._rollout_progress = 1.0
+        self._setup_temperature()
+
+    def _check_ent_coef(self) -> None:
         if isinstance(self.ent_coef, str):
             kind, _, initial = self.ent_coef.partition("_")
             try:
@@ -197,46 +240,29 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
             check_schedule("ent_coef", self.ent_coef)
         else:
             check_number("ent_coef", self.ent_coef, 0)
-        if isinstance(self.target_entropy, str):
-            if self.target_entropy != "auto":
-                raise ValueError(f"target_entropy={self.target_entropy!r} is unknown; allowed: 'auto' or a number")
-        else:
-            check_number("target_entropy", self.target_entropy, -math.inf)
-        is_dict = isinstance(self.observation_space, spaces.Dict)
-        allowed: type[RolloutBuffer] = DictChainRolloutBuffer if is_dict else ChainRolloutBuffer
-        buffer_class = self.rollout_buffer_class = self.rollout_buffer_class or allowed
-        if not (isinstance(buffer_class, type) and issubclass(buffer_class, allowed)):
-            raise ValueError(
-                f"rollout_buffer_class={buffer_class!r} cannot store the chains of these observations; allowed: subclasses of "
-                "ChainRolloutBuffer, for Dict observations of DictChainRolloutBuffer"
-            )
-        check_dict("rollout_buffer_kwargs", self.rollout_buffer_kwargs)
 
-    def _setup_model(self) -> None:
-        self._check_arguments()
-        super()._setup_model()
-        actor = self.policy.actor
-        if self.latents_per_state is not None:
-            check_number("latents_per_state", self.latents_per_state, 1, actor.diffusion_steps, integer=True)
-        # A function of the model, not bound to it: a copy of the model must train its own networks.
-        self._minibatch_step: Callable[..., tuple[MinibatchLosses, Gradients]] = type(self)._losses_and_gradients
-        if self.torch_compile:
-            self._minibatch_step = CompiledOrEager(self._minibatch_step)
-        self._target_entropy = float(-actor.action_dim if self.target_entropy == "auto" else self.target_entropy)
-        if isinstance(self.ent_coef, str):
-            kind, _, initial = self.ent_coef.partition("_")
-            if kind == "auto":
-                self.log_ent_coef = th.tensor([math.log(float(initial or 1))], device=self.device).requires_grad_(True)
-                self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
-            else:
-                self._ent_coef_schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
+    def _setup_temperature(self) -> None:
+        """Whatever gives τ, made of ``ent_coef``: at the start, and again when a callback has changed the argument."""
+        self._check_ent_coef()
+        self._ent_coef_in_use = self.ent_coef
+        self.log_ent_coef = self.ent_coef_optimizer = None
+        kind, _, initial = self.ent_coef.partition("_") if isinstance(self.ent_coef, str) else ("", "", "")
+        if kind == "auto":
+            start = math.log(float(initial or INITIAL_ENT_COEF))
+            self.log_ent_coef = th.tensor([start], device=self.device).requires_grad_(True)
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=ENT_COEF_LEARNING_RATE)
+        elif kind == "lin":
+            self._ent_coef_schedule = FloatSchedule(LinearSchedule(float(initial), 0.0, 1.0))
         else:
-            self._ent_coef_schedule = FloatSchedule(self.ent_coef)
+            self._ent_coef_schedule = FloatSchedule(self.ent_coef if callable(self.ent_coef) else float(self.ent_coef))
 
     def _current_ent_coef(self) -> float:
+        """τ of this rollout: a schedule's value is that of its start."""
+        if self.ent_coef != self._ent_coef_in_use:
+            self._setup_temperature()
         if self.log_ent_coef is not None:
             return math.exp(self.log_ent_coef.item())
-        return scheduled("ent_coef", self._ent_coef_schedule, self._current_progress_remaining)
+        return scheduled("ent_coef", self._ent_coef_schedule, self._rollout_progress)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -244,28 +270,18 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
         assert isinstance(rollout_buffer, ChainRollouts)
         # SB3 does so only after the rollout: the first one would have the last progress of an earlier ``learn``.
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        # At the end of SB3's method the buffer evaluates the chains and computes soft advantages.
+        self._rollout_progress = self._current_progress_remaining
+        # At the end of SB3's method the buffer computes soft advantages.
         rollout_buffer.policy, rollout_buffer.ent_coef = self.policy, self._current_ent_coef()
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:
         """PPO's ``train`` with the losses of the class docstring; entropies are those of the path."""
         self.policy.set_training_mode(True)
-        optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        self._update_learning_rate(optimizers)
-        progress = self._current_progress_remaining
-        clip_range = scheduled("clip_range", self.clip_range, progress)  # type: ignore[arg-type]
-        clip_range_vf = None
-        if self.clip_range_vf is not None:
-            clip_range_vf = scheduled("clip_range_vf", self.clip_range_vf, progress)  # type: ignore[arg-type]
-        # As tensors: a compiled function would be compiled again for every new number.
-        coefficients = Coefficients(th.tensor(clip_range, device=self.device))
-        if clip_range_vf is not None:
-            coefficients = coefficients._replace(clip_range_vf=th.tensor(clip_range_vf, device=self.device))
-        if self.rollout_buffer.ent_coef > 0:
-            coefficients = coefficients._replace(ent_coef=th.tensor(self.rollout_buffer.ent_coef, device=self.device))
+        self._update_learning_rate(self.policy.optimizer)
+        # A callback may have changed it since the rollout began.
+        self.rollout_buffer.change_ent_coef(self._current_ent_coef())
+        coefficients = self._current_coefficients()
         parameters = trainable([self.policy.optimizer])
         logged: list[MinibatchLosses] = []
         continue_training = True
@@ -286,22 +302,40 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
                 th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
                 self.policy.actor.keep_scale_in_range()
-                if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-                    self.ent_coef_optimizer.zero_grad()
-                    (-self.log_ent_coef * (data.path_log_prob + self._target_entropy)).mean().backward()
-                    self.ent_coef_optimizer.step()
 
             self._n_updates += 1
             if not continue_training:
                 break
 
+        self._update_temperature()
+        self.mean_losses({name: [getattr(losses, name) for losses in logged] for name in MinibatchLosses._fields[:3]})
         means = MinibatchLosses(*(th.stack(values).nanmean(dim=0) for values in zip(*logged, strict=True)))
         # As in PPO, the divergence is that of the last epoch.
         last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)
         self._log(means._replace(kl=last_kl))
-        self.logger.record("train/clip_range", clip_range)
-        if clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
+        for name in ("clip_range", "clip_range_vf"):
+            if (value := getattr(coefficients, name)) is not None:
+                self.logger.record(f"train/{name}", value.item())
+
+    def _current_coefficients(self) -> Coefficients:
+        """As tensors: a compiled function would be compiled again for every new number."""
+        values = {"vf_coef": self.vf_coef}
+        for name, schedule in (("clip_range", self.clip_range), ("clip_range_vf", self.clip_range_vf)):
+            if schedule is not None:
+                values[name] = scheduled(name, schedule, self._current_progress_remaining)  # type: ignore[arg-type]
+        if self.rollout_buffer.ent_coef > 0:
+            values["ent_coef"] = self.rollout_buffer.ent_coef
+        return Coefficients(**{name: th.tensor(value, device=self.device) for name, value in values.items()})
+
+    def _update_temperature(self) -> None:
+        """SAC's rule for a learned τ, once per update: the rollout tells the path entropy of one policy, and no more."""
+        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
+            return
+        target = -self.policy.actor.action_dim if self.target_entropy == "auto" else float(self.target_entropy)
+        path_entropy = -float(self.rollout_buffer.path_log_probs[..., -1].mean())
+        self.ent_coef_optimizer.zero_grad()
+        (self.log_ent_coef * (path_entropy - target)).sum().backward()
+        self.ent_coef_optimizer.step()
 
     def _losses_and_gradients(
         self, data: ChainRolloutSamples, coefficients: Coefficients, parameters: list[th.Tensor]
@@ -315,11 +349,11 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
         return MinibatchLosses(*(value.detach() for value in losses)), gradients
 
     def _losses(self, data: ChainRolloutSamples, coefficients: Coefficients) -> MinibatchLosses:
-        clip_range, clip_range_vf, ent_coef = coefficients
-        steps = self._choose_steps(len(data.returns))
-        values, kernels = self.policy.evaluate_chains(data.observations, data.chains, steps)
+        clip_range, vf_coef, clip_range_vf, ent_coef = coefficients
+        steps = self._choose_steps(len(data.packed))
         if steps is not None:
             data = data.at(steps)
+        values, kernels = self.policy.evaluate_decisions(data.observations, data.decisions)
         log_prob_change = kernels.log_prob - data.old_log_prob
         advantages = data.advantages
         if ent_coef is not None:
@@ -342,7 +376,7 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
         if clip_range_vf is not None:
             values = data.old_values + th.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
         value_loss = self._mean_over_decisions((values - data.returns).square())
-        loss = loss + self.vf_coef * value_loss
+        loss = loss + vf_coef * value_loss
 
         with th.no_grad():
             kl = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
@@ -362,7 +396,11 @@ class DiffPPO(PretrainingMixin, SafeSaveMixin, PPO):
             self.logger.record(f"train/clip_fraction_{name}", clip_fraction)
         buffer = self.rollout_buffer
         # Of the policy that collected the rollout
-        self.logger.record("train/path_entropy", -float(buffer.path_log_probs[..., -1].mean()))
+        path_entropy = -float(buffer.path_log_probs[..., -1].mean())
+        self.logger.record("train/path_entropy", path_entropy)
+        self.logger.record("train/entropy_loss", -path_entropy)  # PPO's name
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/ent_coef", buffer.ent_coef)
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

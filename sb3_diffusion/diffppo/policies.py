@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -13,11 +13,28 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
-from torch.nn import functional as F
 
-from sb3_diffusion.common.actor import DecisionKernels, DiffusionActor
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
-from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
+from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
+from sb3_diffusion.common.scaling import BoxScalingMixin
+from sb3_diffusion.common.validation import (
+    check_choice,
+    check_network_arguments,
+    check_number,
+    warn_without_effect,
+    with_hints,
+)
+from sb3_diffusion.diffppo.actor import ChainActor, DecisionKernels, Decisions, decisions_of
+
+# What a subclass of SB3's policy may define or assign, of the networks that a diffusion policy does not have
+WITHOUT_EFFECT = {
+    "_build_mlp_extractor": "net_arch, activation_fn and features_extractor_class, or networks of your own in _build",
+    "_get_action_dist_from_latent": "the arguments of DiffusionActor",
+    "mlp_extractor": "net_arch, activation_fn and features_extractor_class",
+    "action_net": "actor.denoiser, actor.latent_pi and actor.mu",
+    "value_net": "critic",
+}
 
 
 class ChainEvaluation(NamedTuple):
@@ -30,7 +47,26 @@ class ChainEvaluation(NamedTuple):
     kernels: DecisionKernels
 
 
-class DiffusionActorCriticPolicy(ActorCriticPolicy):
+class RecordedChains(NamedTuple):
+    """
+    B sampled ``chains`` (B, K + 1, d), ``a^0 … a^K``, with what the policy that sampled them made of all their decisions:
+    ``values`` (B, K + 1), ``V(s, a^k, k)`` and in the last column ``V(s)``; and the fields of
+    :class:`~sb3_diffusion.diffppo.actor.DecisionKernels`.
+    """
+
+    chains: th.Tensor
+    values: th.Tensor
+    mean: th.Tensor
+    log_std: th.Tensor
+    log_prob: th.Tensor
+    noising_log_prob: th.Tensor
+
+    @property
+    def kernels(self) -> DecisionKernels:
+        return DecisionKernels(*self[2:])
+
+
+class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, BoxScalingMixin, ActorCriticPolicy):
     """
     PPO's policy class with a diffusion actor (arXiv 2512.02019; docs/method.md, "DiffPPO"). Where SB3 speaks of the
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
@@ -44,11 +80,13 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     :param use_expln: only for gSDE, without effect
     :param log_std_init: initial log-scale of the read-out, from -20 to 2; must be 0 without the state-dependent one
     :param net_arch: as in SB3, with 64 x 64 as the default for images too
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
-    all_steps: th.Tensor
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -62,7 +100,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         full_std: bool = True,
         use_expln: bool = False,
         squash_output: bool = True,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
@@ -78,6 +116,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
     ) -> None:
+        refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps,
             prior_std=prior_std,
@@ -90,10 +129,16 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
         )
+        warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
         check_choice("ortho_init", ortho_init, (False, True))
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
+        # SB3 warns of this form, which it still takes, and unpacks it.
+        in_a_list = isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict)
+        arch = net_arch[0] if in_a_list else net_arch  # type: ignore[index]
         check_network_arguments(
-            net_arch,
+            arch,
             activation_fn,
             features_extractor_class,
             features_extractor_kwargs,
@@ -102,8 +147,11 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             optimizer_kwargs,
             share_features_extractor,
         )
-        if isinstance(net_arch, dict) and not net_arch.keys() <= {"pi", "vf"}:
+        if isinstance(arch, dict) and not arch.keys() <= {"pi", "vf"}:
             raise ValueError(f"net_arch={net_arch!r} has other keys than 'pi' and 'vf'")
+        for name, instead in WITHOUT_EFFECT.items():
+            if getattr(type(self), name, None) is not getattr(ActorCriticPolicy, name, None):
+                raise TypeError(f"{type(self).__name__}.{name} would have no effect in a diffusion policy; instead: {instead}")
         if net_arch is None:
             # SB3's default for images is a linear head, and a linear denoiser could hold no second mode.
             net_arch = dict(pi=[64, 64], vf=[64, 64])
@@ -136,7 +184,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         """Instead of SB3's networks: its ``_build`` would make, and count among the parameters, a Gaussian actor."""
         arch = self.net_arch
         actor_arch, critic_arch = (arch.get("pi", []), arch.get("vf", [])) if isinstance(arch, dict) else (arch, arch)
-        self.actor = DiffusionActor(
+        self.actor = ChainActor(
             self.observation_space,
             self.action_space,  # type: ignore[arg-type]
             actor_arch,
@@ -145,7 +193,6 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             self.activation_fn,
             use_sde=self.use_sde,
             normalize_images=self.normalize_images,
-            state_dependent_scale=False,
             **self.diffusion_kwargs,
         )
         diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
@@ -165,36 +212,74 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
             self.actor.denoiser.zero_output()
         if self.actor.state_dependent_readout:
             nn.init.constant_(self.actor.log_std, self.log_std_init)  # type: ignore[arg-type]
-        self.register_buffer("all_steps", th.arange(1, diffusion_steps + 1), persistent=False)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in WITHOUT_EFFECT:
+            raise AttributeError(f"{name} would have no effect in a diffusion policy; instead: {WITHOUT_EFFECT[name]}")
+        if name == "log_std":
+            return self._set_log_std(value)
+        super().__setattr__(name, value)
+
+    @property
+    def log_std(self) -> nn.Parameter:  # type: ignore[override]
+        """
+        Log-scale of the read-out, (d,), in the place of PPO's: with the untrained diffusion, ``prior_std`` times its
+        exponential is the standard deviation of the action before it is squashed. What is assigned is copied into the
+        parameter that is trained.
+
+        :raises AttributeError: without the state-dependent read-out, where there is none
+        """
+        return self.actor.log_std  # type: ignore[return-value]
+
+    def _set_log_std(self, value: th.Tensor) -> None:
+        if not self.actor.state_dependent_readout:
+            raise AttributeError("without state_dependent_readout there is no log_std; set prior_std instead")
+        log_std = self.log_std
+        if value.shape != log_std.shape:
+            raise ValueError(f"log_std of shape {tuple(value.shape)} must have shape {tuple(log_std.shape)}")
+        with th.no_grad():
+            log_std.copy_(value)
+        if isinstance(value, nn.Parameter):
+            log_std.requires_grad_(value.requires_grad)
 
     def _both_features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """The features for the actor and for the critic."""
         features = self.extract_features(obs)
         return features if isinstance(features, tuple) else (features, features)
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def forward(  # type: ignore[override]
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, RecordedChains]:
         """
         What SB3 collects rollouts with.
 
         :param obs: observations
         :param deterministic: a mode of the policy instead of a sample
         :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s)`` (B, 1); in the place of a log-probability the
-            chains (B, K + 1, d), ``a^0 … a^K``, all nan if deterministic: a mode has none
+            chains with their values and kernels, all nan if deterministic: a mode has none
         """
         pi_features, vf_features = self._both_features(obs)
         if deterministic:
             actions = self.actor.mode(pi_features)
-            chains = actions.new_full((actions.shape[0], self.actor.diffusion_steps + 1, self.actor.action_dim), th.nan)
+            shape = (actions.shape[0], self.actor.diffusion_steps + 1)
+            row, rows = actions.new_full(shape, th.nan), actions.new_full((*shape, self.actor.action_dim), th.nan)
+            values, record = self._state_values(vf_features), RecordedChains(rows, row, rows, rows, row, row)
         else:
-            chains = self.actor.sample_chains(pi_features)
+            chains, *kernels = self.actor.sample_decisions(pi_features)
             actions = self.actor.squash(chains[:, 0])
-        return actions.reshape(-1, *self.action_space.shape), self._state_values(vf_features), chains  # type: ignore[misc]
+            record = RecordedChains(chains, self._decision_values(vf_features, decisions_of(chains)), *kernels)
+            values = record.values[:, -1:]
+        return actions.reshape(-1, *self.action_space.shape), values, record  # type: ignore[misc]
 
     def _state_values(self, features: th.Tensor) -> th.Tensor:
         """``V(s)`` (B, 1), before the first decision."""
         no_latents = features.new_zeros(features.shape[0], self.actor.action_dim)
         return self.critic(self.critic.condition(features), no_latents, self.actor.diffusion_steps + 1)
+
+    def _decision_values(self, features: th.Tensor, decisions: Decisions) -> th.Tensor:
+        """``V(s, a^k, k)`` (B, κ + 1), in the last column ``V(s)``."""
+        return self.critic(self.critic.condition(features).unsqueeze(1), decisions.before, decisions.steps).squeeze(2)
 
     def evaluate_chains(self, obs: PyTorchObs, chains: th.Tensor, steps: th.Tensor | None = None) -> ChainEvaluation:
         """
@@ -203,20 +288,24 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         :param steps: (B, κ), the reverse steps k of each chain to evaluate; None for all
         :return: values and kernels of these steps and of the first decision
         """
-        steps = self.all_steps if steps is None else steps
+        return self.evaluate_decisions(obs, decisions_of(chains, steps))
+
+    def evaluate_decisions(self, obs: PyTorchObs, decisions: Decisions) -> ChainEvaluation:
+        """
+        :param obs: observations
+        :param decisions: of (B, κ + 1)
+        :return: their values and kernels
+        """
         pi_features, vf_features = self._both_features(obs)
-        rows = th.arange(len(chains), device=chains.device).unsqueeze(1)
-        latents = F.pad(chains[rows, steps], (0, 0, 0, 1))
-        critic_steps = F.pad(steps, (0, 1), value=self.actor.diffusion_steps + 1)
-        values = self.critic(self.critic.condition(vf_features).unsqueeze(1), latents, critic_steps).squeeze(2)
-        return ChainEvaluation(values, self.actor.evaluate_decisions(pi_features, chains, steps))
+        values = self._decision_values(vf_features, decisions)
+        return ChainEvaluation(values, self.actor.evaluate_decisions(pi_features, decisions))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, None]:
         """
         Evaluates *chains*, not actions: the log-probability of an action alone is an integral over all chains that end in it.
 
         :param obs: observations
-        :param actions: chains (B, K + 1, d), ``a^0 … a^K``, such as :meth:`forward` returns
+        :param actions: chains (B, K + 1, d), ``a^0 … a^K``, such as ``forward(obs)[2].chains``
         :return: ``V(s, a^k, k)`` for k = 1 … K and ``V(s)``, (B, K + 1); log-probabilities of the K reverse steps and of the
             first decision, (B, K + 1); and None: no closed-form entropy exists
         :raises ValueError: for anything but chains
@@ -226,7 +315,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
         if actions.shape != wanted:
             raise ValueError(
                 f"actions of shape {tuple(actions.shape)}: for {n_observations} observations a diffusion policy evaluates "
-                f"chains of shape {wanted}, as forward(obs) returns them; an action alone has no exact log-probability"
+                f"chains of shape {wanted}, as in forward(obs)[2].chains; an action alone has no exact log-probability"
             )
         evaluation = self.evaluate_chains(obs, actions)
         return evaluation.values, evaluation.kernels.log_prob, None
@@ -234,7 +323,7 @@ class DiffusionActorCriticPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """:raises NotImplementedError: always; a diffusion policy has no distribution with an exact log-probability"""
         raise NotImplementedError(
-            "A diffusion policy has no action distribution with an exact log-probability: use forward(obs) for chains, "
+            "A diffusion policy has no action distribution with an exact log-probability: use forward(obs)[2] for chains, "
             "evaluate_actions(obs, chains) for their log-probabilities, actor.action_log_prob(obs) for the path bound"
         )
 
@@ -263,12 +352,10 @@ MlpPolicy = DiffusionActorCriticPolicy
 class CnnPolicy(DiffusionActorCriticPolicy):
     """:class:`DiffusionActorCriticPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionActorCriticPolicy):
     """:class:`DiffusionActorCriticPolicy` with ``CombinedExtractor`` as the default features extractor: Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

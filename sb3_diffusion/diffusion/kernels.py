@@ -104,7 +104,8 @@ def expected_log_prob(distance: th.Tensor, variance: th.Tensor, log_std: th.Tens
     :return: (…) in nats
     """
     inverse_std = th.exp(-log_std)
-    return gaussian_log_prob(distance * inverse_std, log_std) - 0.5 * (variance * inverse_std.square()).sum(dim=-1)
+    spread = (variance * inverse_std.square()).expand_as(distance)
+    return gaussian_log_prob(distance * inverse_std, log_std) - 0.5 * spread.sum(dim=-1)
 
 
 def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
@@ -171,6 +172,19 @@ def log_det_tanh(action: th.Tensor) -> th.Tensor:
     return (2 * (math.log(2) - action - F.softplus(-2 * action))).sum(dim=-1)
 
 
+def readout_log_ratio(action: th.Tensor, log_scale: th.Tensor, squashed: bool = True) -> th.Tensor:
+    """
+    The term that the read-out adds to ``ℓ_1``, ``- Σ_dims log c + log(1 - tanh(a)²)``.
+
+    :param action: (B, d), ``a``, before it is squashed
+    :param log_scale: broadcastable to (B, d), ``log c``
+    :param squashed: whether the action goes through tanh; else there is only the scale's part
+    :return: (B,) in nats
+    """
+    scale = log_scale.sum(dim=-1)
+    return -(scale + log_det_tanh(action)) if squashed else -scale
+
+
 def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     Read the action out of the last latent, ``u = tanh(m + c x^0)``, with the term it adds to ``ℓ_1``.
@@ -178,7 +192,7 @@ def squashed_readout(latents: th.Tensor, location: th.Tensor, log_scale: th.Tens
     :param latents: (B, d), ``x^0``
     :param location: broadcastable to (B, d), ``m``
     :param log_scale: broadcastable to (B, d), ``log c``
-    :return: ``u`` (B, d) in [-1, 1], and ``- Σ_dims log c + log(1 - u²)`` (B,) in nats
+    :return: ``u`` (B, d) in [-1, 1], and :func:`readout_log_ratio` (B,) in nats
     """
     action = read_out(latents, location, log_scale)
-    return th.tanh(action), -(log_scale.sum(dim=-1) + log_det_tanh(action))
+    return th.tanh(action), readout_log_ratio(action, log_scale)
