@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import configure_logger, update_learning_rat
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.finite import NotFinite
 from sb3_diffusion.common.validation import LARGEST_SEED, check_number, check_schedule, scheduled
 from sb3_diffusion.demonstrations.checks import has_statistics, statistics
 from sb3_diffusion.demonstrations.columns import in_pieces, take
@@ -298,7 +299,8 @@ class PretrainingMixin(BaseAlgorithm):
         :param tb_log_name: the folder for TensorBoard
         :param progress_bar: a bar that counts updates, with tqdm and rich
         :return: the model
-        :raises ValueError: for an argument out of range, for demonstrations that do not fit, and for a loss that is not finite
+        :raises ValueError: for an argument out of range, and for demonstrations that do not fit
+        :raises NotFinite: for a loss that is not finite
         """
         check_number("n_epochs", n_epochs, 1, integer=True)
         check_number("batch_size", batch_size, 1, integer=True)
@@ -419,7 +421,7 @@ class PretrainingMixin(BaseAlgorithm):
                     bar.update()
             mean_loss = th.stack(losses).mean().item()
             if not math.isfinite(mean_loss):
-                raise ValueError(f"the loss of epoch {epoch} is {mean_loss}; a smaller learning_rate than {rate:g} may help")
+                raise NotFinite(f"The loss of epoch {epoch} is {mean_loss}; a smaller learning_rate than {rate:g} may help")
 
             self.logger.record("pretrain/loss", mean_loss)
             if len(validation_rows):
