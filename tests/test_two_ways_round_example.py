@@ -23,7 +23,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.delitem(sys.modules, "two_ways_round", raising=False)
     module = importlib.import_module("two_ways_round")
     monkeypatch.setattr(module, "EVALUATION_ENVS", 2)
-    monkeypatch.setitem(module.SETTINGS, "policy_kwargs", dict(net_arch=[8]))
+    monkeypatch.setattr(module, "NET_ARCH", [8])
     monkeypatch.setitem(module.SETTINGS, "batch_size", 8)
     return module
 

@@ -35,7 +35,6 @@ from sb3_diffusion.common.validation import (
     check_policy_class,
     check_schedule,
 )
-from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
 
 Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
 Improvement = tuple[dict[str, th.Tensor], Gradients]
@@ -43,7 +42,7 @@ Improvement = tuple[dict[str, th.Tensor], Gradients]
 SMALLEST_OWN_STATES = 1 / 16
 
 
-class DiffusionOffPolicyAlgorithm(PretrainingMixin, FiniteMixin, SafeOffPolicySaveMixin, DiffusionValueMixin):
+class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, DiffusionValueMixin):
     """
     The training loop of an off-policy algorithm with a diffusion policy (docs/method.md, "DiffSAC").
 
