@@ -136,6 +136,16 @@ def record_gif(path: Path, model: DiffSAC, env_id: str, seed: int) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=max(2000 // fps, 20), loop=0)
 
 
+def why_no_picture(env_id: str, error: Exception) -> str:
+    """Whether a package is missing, or the machine cannot render."""
+    if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
+        package = getattr(error, "name", None) or getattr(error.__cause__, "name", None)
+        return (
+            f"rendering {env_id} needs {'the package ' + package if package else 'a package'} that is not installed ({error})"
+        )
+    return f"this machine cannot render {env_id} ({type(error).__name__}: {error})"
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line; what cannot be trained is refused here, before any work is done."""
     parser = argparse.ArgumentParser(description="Train DiffSAC; leave model, evaluations, learning curve and GIF in --out.")
@@ -197,7 +207,7 @@ def main() -> None:
         try:
             record_gif(gif, model, arguments.env, arguments.seed)
         except Exception as error:  # each rendering library fails in its own way, and none of them should cost the result
-            print(f"No GIF: this machine cannot render {arguments.env} ({type(error).__name__}: {error})")
+            print(f"No GIF: {why_no_picture(arguments.env, error)}")
             gif.unlink(missing_ok=True)
             # It would show another agent than the new model.
             (arguments.out / gif.name).unlink(missing_ok=True)

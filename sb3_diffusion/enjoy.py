@@ -1,6 +1,8 @@
 """``python -m sb3_diffusion.enjoy``: rl-zoo3's enjoy command, which also knows this library's algorithms and environments."""
 
-from sb3_diffusion.zoo import register
+import argparse
+
+from sb3_diffusion.zoo import has_display, register
 
 
 def main() -> None:
@@ -12,6 +14,12 @@ def main() -> None:
             f"rl-zoo3's enjoy needs the package {error.name}: install sb3_diffusion with its extra 'zoo'"
         ) from error
     register()
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--no-render", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    given, _ = parser.parse_known_args()
+    if not (given.no_render or given.help or has_display()):
+        raise SystemExit("enjoy shows a window, and this machine has no display: add --no-render to print the returns alone")
     enjoy()
 
 

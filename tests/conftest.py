@@ -1,5 +1,6 @@
 """Fixtures shared by the tests of the Stable-Baselines3 surface: small models of every algorithm, built in one place."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 import torch as th
 from envs_for_tests import StrictBoxEnv
+from sb3_contrib import TQC, CrossQ
+from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_diffusion import DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffWPO
 
 # Every off-policy algorithm of the library goes through the whole surface.
-ALGORITHMS = [DiffSAC, DiffWPO]
+BASES: dict[type[BaseAlgorithm], type[BaseAlgorithm]] = {DiffSAC: SAC, DiffWPO: SAC, DiffCrossQ: CrossQ, DiffTQC: TQC}
+ALGORITHMS = list(BASES)
+with_target_networks = pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO, DiffTQC], indirect=True)
 
 SMALL: dict[str, Any] = dict(buffer_size=200, learning_starts=8, batch_size=8, seed=0, device="cpu")
 SMALL_ON_POLICY: dict[str, Any] = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
@@ -62,6 +67,12 @@ def scattered(trained: Any) -> Any:
     """A model whose policy weights are far from their initial values: its predictions depend visibly on the observation."""
     scatter_weights(trained.policy)
     return trained
+
+
+def arguments_of(algorithm: type[BaseAlgorithm], **kwargs: Any) -> dict[str, Any]:
+    """Those of the arguments that the algorithm has: CrossQ has no target networks."""
+    known = inspect.signature(algorithm).parameters
+    return {name: value for name, value in kwargs.items() if name in known}
 
 
 def scatter_weights(policy: th.nn.Module, scale: float = 0.5, seed: int = 3) -> None:

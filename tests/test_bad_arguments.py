@@ -1,5 +1,6 @@
 """An argument out of range is refused before training, with its name and the given value."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, SMALL
+from conftest import ALGORITHMS, SMALL, arguments_of
 from envs_for_tests import AnyActionEnv, StrictBoxEnv
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionSACPolicy, DiffWPO
@@ -116,6 +117,12 @@ def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: M
         ("replay_buffer_kwargs", [1]),
         ("n_steps", 0),
         ("target_update_interval", 0),
+        ("policy_delay", 0),
+        ("policy_delay", 1.5),
+        ("own_states", 1.5),
+        ("own_states", "all"),
+        ("top_quantiles_to_drop_per_net", -1),
+        ("top_quantiles_to_drop_per_net", 25),
         ("train_freq", (1,)),
         ("train_freq", ()),
         ("action_noise", 0.1),
@@ -126,7 +133,9 @@ def test_latents_per_state_lie_between_one_and_the_diffusion_steps(make_model: M
         ("seed", 2**32),
     ],
 )
-def test_an_algorithm_argument_out_of_range_is_refused(make_model: MakeModel, name: str, value: Any) -> None:
+def test_an_algorithm_argument_out_of_range_is_refused(make_model: MakeModel, algorithm: Any, name: str, value: Any) -> None:
+    if not arguments_of(algorithm, **{name: value}):
+        pytest.skip(f"{algorithm.__name__} has no {name}")
     with refused(name, value):
         make_model(**{name: value})
 
@@ -190,11 +199,19 @@ def test_arguments_given_to_load_are_checked_too(make_model: MakeModel, tmp_path
         type(model).load(tmp_path / "model", use_sde=True)
 
 
-def test_the_values_at_the_edge_of_the_ranges_are_accepted(make_model: MakeModel) -> None:
+def test_the_values_at_the_edge_of_the_ranges_are_accepted(make_model: MakeModel, algorithm: Any) -> None:
     policy_kwargs = dict(diffusion_steps=2, prior_std=1e-3, beta_min=1e-6, beta_max=1 - 1e-6)
-    model = make_model(latents_per_state=2, tau=1.0, gamma=0.0, ent_coef=0.0, policy_kwargs=policy_kwargs)
+    model = make_model(
+        latents_per_state=2,
+        gamma=0.0,
+        ent_coef=0.0,
+        own_states=0,
+        policy_kwargs=policy_kwargs,
+        **arguments_of(algorithm, tau=1.0),
+    )
     assert model.learn(10)._n_updates == 2
-    assert make_model(gamma=1.0, tau=0.0, target_entropy=2.0, learning_rate=0.0).learn(10)._n_updates == 2
+    kwargs = arguments_of(algorithm, tau=0.0, top_quantiles_to_drop_per_net=24)
+    assert make_model(gamma=1.0, target_entropy=2.0, learning_rate=0.0, own_states=1, **kwargs).learn(10)._n_updates == 2
     assert make_model(policy_kwargs=dict(beta_min=0.3, beta_max=0.3)).learn(10)._n_updates == 2
 
 
@@ -223,23 +240,59 @@ def test_a_learned_temperature_has_no_place_where_it_is_given(algorithm: Any, en
 
 
 @pytest.mark.parametrize(
-    ("saved", "loaded"),
+    ("saved", "policy", "loaded"),
     [
-        ((DiffWPO, "MlpPolicy"), DiffSAC),
-        ((SAC, DiffusionSACPolicy), DiffSAC),
-        ((DiffSAC, "MlpPolicy"), DiffWPO),
-        ((DiffPPO, "MlpPolicy"), DiffSAC),
-        ((SAC, "MlpPolicy"), DiffSAC),
-        ((DiffSAC, "MlpPolicy"), DiffPPO),
+        (DiffWPO, "MlpPolicy", DiffSAC),
+        (SAC, DiffusionSACPolicy, DiffSAC),
+        (DiffSAC, "MlpPolicy", DiffWPO),
+        (DiffPPO, "MlpPolicy", DiffSAC),
+        (SAC, "MlpPolicy", DiffSAC),
+        (SAC, "MlpPolicy", DiffWPO),
+        (PPO, "MlpPolicy", DiffPPO),
+        (A2C, "MlpPolicy", DiffPPO),
+        (DiffSAC, "MlpPolicy", DiffPPO),
+        (DiffSAC, "MlpPolicy", SAC),
+        (DiffWPO, "MlpPolicy", SAC),
+        (DiffPPO, "MlpPolicy", PPO),
+        (DiffPPO, "MlpPolicy", A2C),
     ],
 )
-def test_a_file_of_another_algorithm_is_refused(saved: Any, loaded: Any, tmp_path: Path) -> None:
-    algorithm, policy = saved
-    algorithm(policy, StrictBoxEnv(), device="cpu").save(tmp_path / "model.zip")
-    with pytest.raises(
-        ValueError, match=rf"policy=.*allowed: subclasses of|parameters are not those of {loaded.__name__} with"
-    ):
+@pytest.mark.parametrize("diffusion_steps", [1, 4])
+def test_a_file_says_whose_it_is_where_another_algorithm_loads_it(
+    saved: Any, policy: Any, loaded: Any, diffusion_steps: int, tmp_path: Path
+) -> None:
+    is_diffusion = saved.__name__.startswith("Diff") or policy is DiffusionSACPolicy
+    policy_kwargs = dict(diffusion_steps=diffusion_steps) if is_diffusion else {}
+    model = saved(policy, StrictBoxEnv(), policy_kwargs=policy_kwargs, device="cpu")
+    model.save(tmp_path / "model.zip")
+    stream = io.BytesIO()
+    model.save(stream)
+    stream.seek(0)
+    name = saved.__name__
+    for file in (tmp_path / "model", tmp_path / "model.zip", stream):
+        with pytest.raises(
+            ValueError, match=rf"holds a {name} model: load it with {name}.load, not with {loaded.__name__}.load"
+        ):
+            loaded.load(file, device="cpu")
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, DiffPPO])
+def test_a_subclass_of_an_algorithm_and_the_algorithm_read_each_others_files(algorithm: Any, tmp_path: Path) -> None:
+    class Own(algorithm):
+        pass
+
+    for saved, loaded in ((algorithm, Own), (Own, algorithm)):
+        saved("MlpPolicy", StrictBoxEnv(), device="cpu").save(tmp_path / "model.zip")
         loaded.load(tmp_path / "model.zip", device="cpu")
+
+
+def test_the_policy_alone_moves_between_stable_baselines3_and_this_library(tmp_path: Path) -> None:
+    ours = DiffSAC("MlpPolicy", StrictBoxEnv(), device="cpu")
+    theirs = SAC(DiffusionSACPolicy, StrictBoxEnv(), device="cpu")
+    theirs.policy.load_state_dict(ours.policy.state_dict())
+    theirs.save(tmp_path / "model.zip")
+    loaded = SAC.load(tmp_path / "model.zip", device="cpu")
+    ours.policy.load_state_dict(loaded.policy.state_dict())
 
 
 def test_algorithms_may_share_policy_kwargs() -> None:

@@ -12,7 +12,8 @@ from stable_baselines3 import SAC
 from torch.distributions import Normal
 
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy, DiffWPO
-from sb3_diffusion.diffsac.diffsac import SampledChains
+from sb3_diffusion.common.chains import SampledChains
+from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
 from sb3_diffusion.envs import BimodalBandit
 from sb3_diffusion.evaluation import sample_actions, total_variation
 
@@ -56,15 +57,17 @@ def test_with_the_fisher_factor_the_gradient_is_diffsacs_without_its_score(diffu
 
     # The density of the decision, by torch.distributions: of a^0 where k = 1
     th.manual_seed(4)
-    steps, rows, n_last = chains.actor_levels
-    mean, log_std = sac.actor.reverse_kernel(states[rows], chains.actor_latents, steps)
+    steps, rows, n_last = chains.kept.actor_levels
+    mean, log_std = sac.actor.reverse_kernel(states[rows], chains.kept.actor_latents, steps)
     noise = th.randn_like(mean)
     location, log_scale = sac.actor.readout(states[rows])
     last = (steps == 1).unsqueeze(1)
     mean = th.where(last, location + log_scale.exp() * mean, mean)
     log_std = th.where(last, log_std + log_scale, log_std)
     decision = (mean + log_std.exp() * noise).detach()
-    score = ENT_COEF * sac._mean_over_steps(Normal(mean, log_std.exp()).log_prob(decision).sum(dim=1), n_last)
+    score = ENT_COEF * mean_over_steps(
+        Normal(mean, log_std.exp()).log_prob(decision).sum(dim=1), n_last, sac.actor.diffusion_steps
+    )
     ours, theirs, scores = gradients(wpo, losses[0]), gradients(sac, losses[1]), gradients(sac, score)
     assert max(float(s.abs().max()) for s in scores) > 1e-3
     for own, other, extra in zip(ours, theirs, scores, strict=True):
@@ -84,8 +87,8 @@ def test_one_step_that_forgets_the_latent_is_wasserstein_policy_optimisation_of_
     ours = gradients(model, model._actor_losses(states, chains, th.tensor(ENT_COEF))["actor_loss"])
 
     th.manual_seed(4)
-    rows = chains.actor_levels.rows
-    drift, log_scale = model.actor.denoise(model.actor.denoiser.condition(states[rows]), chains.actor_latents, 1)
+    rows = chains.kept.actor_levels.rows
+    drift, log_scale = model.actor.denoise(model.actor.denoiser.condition(states[rows]), chains.kept.actor_latents, 1)
     mean, std = drift, log_scale.exp()
     fixed_mean, fixed_std = mean.detach().requires_grad_(), std.detach().requires_grad_()
     action = (fixed_mean + fixed_std * th.randn_like(mean)).detach().requires_grad_()
@@ -118,8 +121,8 @@ def test_without_the_fisher_factor_the_gradient_is_that_of_the_slopes_product(di
     th.manual_seed(4)
     ours = gradients(model, model._actor_losses(states, chains, th.tensor(ENT_COEF))["actor_loss"])
     th.manual_seed(4)
-    steps, rows, n_last = chains.actor_levels
-    mean, log_std = model.actor.reverse_kernel(states[rows], chains.actor_latents, steps)
+    steps, rows, n_last = chains.kept.actor_levels
+    mean, log_std = model.actor.reverse_kernel(states[rows], chains.kept.actor_latents, steps)
     location, log_scale = model.actor.readout(states[rows])
     last = (steps == 1).unsqueeze(1)
     location, log_scale = location * last, log_scale * last
@@ -127,13 +130,15 @@ def test_without_the_fisher_factor_the_gradient_is_that_of_the_slopes_product(di
     decision = (decision_kernel.mean + decision_kernel.stddev * th.randn_like(mean)).detach().requires_grad_()
     previous = (decision - location) / log_scale.exp()
     tables = model.actor.schedule().at(steps)
-    noising = Normal(tables.retain * previous, tables.noise_std).log_prob(chains.actor_latents).sum(dim=1)
+    noising = Normal(tables.retain * previous, tables.noise_std).log_prob(chains.kept.actor_latents).sum(dim=1)
     log_prob = decision_kernel.log_prob(decision).sum(dim=1)
     log_ratio = log_prob - noising - (th.log(1 - th.tanh(decision) ** 2) * last).sum(dim=1)
-    values = model._decision_values(states, states, decision, chains, th.tensor(ENT_COEF))
+    values = model._decision_values(
+        states, model._critic_states(model.critic, states), decision, chains.kept, th.tensor(ENT_COEF)
+    )
     (slope,) = th.autograd.grad((ENT_COEF * log_ratio - values).sum(), decision, retain_graph=True)
     (score,) = th.autograd.grad(log_prob.sum(), decision, create_graph=True)
-    loss = model._mean_over_steps((slope * score).sum(dim=1) - ENT_COEF * noising, n_last)
+    loss = mean_over_steps((slope * score).sum(dim=1) - ENT_COEF * noising, n_last, model.actor.diffusion_steps)
     expected = gradients(model, loss)
     assert max(float(gradient.abs().max()) for gradient in expected) > 1e-3
     for own, other in zip(ours, expected, strict=True):
@@ -153,10 +158,10 @@ def test_the_action_gradient_reaches_no_critic() -> None:
 def chain_kl(model: DiffWPO, states: th.Tensor, chains: SampledChains) -> float:
     """``Σ_k KL(q_old ‖ q_θ)`` of the decisions by torch.distributions, every step of every chain."""
     total = 0.0
-    steps, rows, _ = chains.actor_levels
+    steps, rows, _ = chains.kept.actor_levels
     kernels = []
     for actor in (model.actor_target, model.actor):
-        mean, log_std = actor.reverse_kernel(states[rows], chains.actor_latents, steps)
+        mean, log_std = actor.reverse_kernel(states[rows], chains.kept.actor_latents, steps)
         location, log_scale = actor.readout(states[rows])
         last = (steps == 1).unsqueeze(1)
         mean = th.where(last, location + log_scale.exp() * mean, mean)
@@ -256,13 +261,6 @@ def test_batch_normalisation_does_not_look_like_a_divergence() -> None:
     assert model.logger.name_to_value["train/kl"] == pytest.approx(0, abs=1e-4)
     model.predict(np.zeros(3, np.float32))
     assert not model.actor_target.training
-
-
-def test_it_knows_no_other_objective(tmp_path: Path) -> None:
-    model = build()
-    model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"objective='forward_kl' .*'reverse_kl'"):
-        DiffWPO.load(tmp_path / "model", objective="forward_kl")
 
 
 @pytest.mark.parametrize(

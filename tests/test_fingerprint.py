@@ -11,7 +11,7 @@ import torch as th
 from conftest import scatter_weights
 from envs_for_tests import CountingExtractor
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 
 OFF_POLICY: dict[str, Any] = dict(learning_starts=40, batch_size=32)
 ON_POLICY: dict[str, Any] = dict(n_steps=32, batch_size=16, n_epochs=2)
@@ -22,6 +22,8 @@ ON_POLICY: dict[str, Any] = dict(n_steps=32, batch_size=16, n_epochs=2)
     [
         (DiffSAC, OFF_POLICY, 0.132252, [0.529043, -0.875275, 0.658634]),
         (DiffWPO, OFF_POLICY, 0.145116, [0.522257, -0.881632, 0.650958]),
+        (DiffCrossQ, OFF_POLICY, 0.174190, [0.518224, -0.878686, 0.646186]),
+        (DiffTQC, OFF_POLICY, 0.079323, [0.519258, -0.874638, 0.648827]),
         (DiffPPO, ON_POLICY, 0.061761, [0.512676, -0.884381, 0.646970]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -9,7 +9,7 @@ from conftest import scatter_weights
 from envs_for_tests import StrictBoxEnv
 from torch.distributions import Normal
 
-import sb3_diffusion.diffsac.diffsac as diffsac_module
+import sb3_diffusion.common.objectives.forward_kl as forward_kl
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.envs import BimodalBandit
 from sb3_diffusion.evaluation import sample_actions, total_variation
@@ -73,8 +73,8 @@ def test_proposals_are_weighted_to_the_optimal_policys_means(monkeypatch: pytest
     scatter_weights(model.actor, 0.1)
     ent_coef, n = 0.4, 20_000
     q_function = lambda u: th.sin(3 * u).squeeze(-1)  # noqa: E731
-    monkeypatch.setattr(diffsac_module, "N_PROPOSALS", n)
-    monkeypatch.setattr(model, "_min_q_value", lambda critic, features, actions: q_function(actions))
+    monkeypatch.setattr(forward_kl, "N_PROPOSALS", n)
+    monkeypatch.setattr(model, "_action_values", lambda critic, states, actions: q_function(actions))
     seen = []
 
     def statistic(features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:

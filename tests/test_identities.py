@@ -10,6 +10,7 @@ from stable_baselines3.sac.policies import Actor
 
 from sb3_diffusion import DiffSAC, DiffWPO
 from sb3_diffusion.common import DiffusionActor
+from sb3_diffusion.common.critics import CriticStates
 from sb3_diffusion.diffusion import log_det_tanh, noising_log_prob, prior_log_prob, squashed_readout
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,))
@@ -68,7 +69,7 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
     chains = ours._sample_chains(observations, ours._levels(len(observations), 0))
     standard = noise[0] * beta**0.5 + noise[1] * (1 - beta) ** 0.5
     actions, log_prob = sac_log_prob(sac.actor, observations, standard)
-    q_values = ours._min_q_value(ours.critic_target, observations, sample.actions)
+    q_values = ours._action_values(ours.critic_target, CriticStates(observations, observations), sample.actions)
     sac_q_values = th.cat(sac.critic_target(observations, actions), dim=1).min(dim=1).values
     th.testing.assert_close(q_values, sac_q_values, rtol=1e-3, atol=1e-3)
     th.testing.assert_close(q_values - 0.2 * sample.path_log_prob, sac_q_values - 0.2 * log_prob, rtol=1e-3, atol=1e-3)
@@ -76,9 +77,9 @@ def test_with_one_step_and_beta_near_one_diffsacs_losses_equal_sacs_on_the_same_
     # The actor draws a fresh step from the same x^1; the prior's log-density is a constant that its loss leaves out.
     th.manual_seed(3)
     loss = ours._actor_losses(observations, chains, ent_coef)["actor_loss"]
-    loss = loss + 0.2 * prior_log_prob(chains.actor_latents, 1.0).mean()
+    loss = loss + 0.2 * prior_log_prob(chains.kept.actor_latents, 1.0).mean()
     th.manual_seed(3)
-    standard = th.randn(64, 1) * beta**0.5 + chains.actor_latents * (1 - beta) ** 0.5
+    standard = th.randn(64, 1) * beta**0.5 + chains.kept.actor_latents * (1 - beta) ** 0.5
     actions, log_prob = sac_log_prob(sac.actor, observations, standard)
     sac_loss = (0.2 * log_prob - th.cat(sac.critic(observations, actions), dim=1).min(dim=1).values).mean()
     th.testing.assert_close(loss, sac_loss, rtol=1e-3, atol=1e-3)

@@ -13,7 +13,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch.distributions import Normal
 
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.diffsac.diffsac import SampledChains, chain_states
+from sb3_diffusion.common.chains import SampledChains, Transitions, chain_states
+from sb3_diffusion.common.critics import CriticStates
+from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
 
 STEPS, STATES, PRIOR_STD, ENT_COEF = 3, 12, 1.7, 0.3
 
@@ -77,12 +79,12 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     th.testing.assert_close(chains.actions, reference.action(latents[0], slice(None)))
 
     # The diffusion value's rows: levels 1 … K - 1, and what the log-ratios from there on sum to
-    assert chains.value_levels is not None and chains.log_ratios_to_come is not None
-    pairs = list(zip(chains.value_levels.steps.tolist(), chains.value_levels.rows.tolist(), strict=True))
+    assert chains.kept.value_levels is not None and chains.kept.log_ratios_to_come is not None
+    pairs = list(zip(chains.kept.value_levels.steps.tolist(), chains.kept.value_levels.rows.tolist(), strict=True))
     assert {k for k, _ in pairs} == {1, 2} and sorted(row for _, row in pairs) == list(range(STATES))
     to_come = th.stack([sum(log_ratios[j][row] for j in range(1, k + 1)) for k, row in pairs])
-    th.testing.assert_close(chains.log_ratios_to_come, to_come, rtol=1e-4, atol=1e-4)
-    th.testing.assert_close(chains.value_latents, th.stack([latents[k][row] for k, row in pairs]))
+    th.testing.assert_close(chains.kept.log_ratios_to_come, to_come, rtol=1e-4, atol=1e-4)
+    th.testing.assert_close(chains.kept.value_latents, th.stack([latents[k][row] for k, row in pairs]))
 
     def forecast(previous: th.Tensor, k: int, row: slice) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """R_k, L_k and x̂⁰ with the network's heads and ρ_k written out."""
@@ -97,7 +99,7 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
         return th.cat(critic(features[row], reference.action(end, row)), dim=1).squeeze(0)
 
     # Actor: τ ℓ_k - Q_k with Q_k = V_{k-1} for k > 1
-    steps, rows, n_last = chains.actor_levels
+    steps, rows, n_last = chains.kept.actor_levels
     assert sorted(zip(rows.tolist(), steps.tolist(), strict=True)) == sorted(
         set(zip(rows.tolist(), steps.tolist(), strict=True))
     )
@@ -105,7 +107,7 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
     th.manual_seed(9)
     loss = model._actor_losses(features, chains, th.tensor(ENT_COEF))["actor_loss"]
     th.manual_seed(9)
-    fresh = th.randn_like(chains.actor_latents)
+    fresh = th.randn_like(chains.kept.actor_latents)
     total = 0.0
     for i, (k, index) in enumerate(zip(steps.tolist(), rows.tolist(), strict=True)):
         row = slice(index, index + 1)
@@ -122,7 +124,9 @@ def test_chains_and_losses_are_those_of_the_definitions(kernel: str) -> None:
 
     # Diffusion value: each head against what the chain came to
     target_q_values = th.randn(STATES)
-    value_loss = model._diffusion_value_loss(features, features, chains, target_q_values)
+    value_loss = model._diffusion_value_loss(
+        features, chains.kept, model.critic_target, model._critic_states(model.critic_target, features), target_q_values
+    )
     errors = []
     for i, (k, index) in enumerate(pairs):
         row = slice(index, index + 1)
@@ -155,17 +159,18 @@ def test_over_a_period_every_state_gets_every_step_and_the_last_always_or_every_
 
 
 def test_steps_count_alike_however_many_rows_they_have() -> None:
-    model = build("vp")  # K = 3
     values = th.tensor([6.0, 6.0, 6.0, 6.0, 1.0, 2.0])
-    assert model._mean_over_steps(values, 4).item() == pytest.approx(6 / 3 + 2 / 3 * 1.5)
-    assert model._mean_over_steps(values, 0).item() == pytest.approx(2 / 3 * 4.5)
+    assert mean_over_steps(values, 4, 3).item() == pytest.approx(6 / 3 + 2 / 3 * 1.5)
+    assert mean_over_steps(values, 0, 3).item() == pytest.approx(2 / 3 * 4.5)
 
 
 def test_the_losses_train_their_own_networks_only() -> None:
     model = build("vp")
     features = th.randn(STATES, 3, requires_grad=True)
     chains = model._sample_chains(features, model._levels(STATES, 0))
-    value_loss = model._diffusion_value_loss(features, features.detach(), chains, th.randn(STATES))
+    value_loss = model._diffusion_value_loss(
+        features, chains.kept, model.critic_target, CriticStates(features, features.detach()), th.randn(STATES)
+    )
     actor_parameters = list(model.actor.parameters())
     assert all(g is None for g in th.autograd.grad(value_loss, [features, *actor_parameters], allow_unused=True))
     actor_loss = model._actor_losses(features.detach(), chains, th.tensor(ENT_COEF))["actor_loss"]
@@ -195,7 +200,8 @@ def test_targets_and_losses_of_an_evaluation_are_those_of_the_definitions(monkey
     data = model.replay_buffer.sample(STATES)
     dones = (th.arange(STATES) % 3 == 0).float().unsqueeze(1)
     data = data._replace(dones=dones, discounts=th.full((STATES, 1), 0.9))
-    states = chain_states(data)
+    data = Transitions(data.observations, data.actions, data.next_observations, data.rewards, dones, data.discounts)
+    states = chain_states(data, 2)
     parameters = [*model.critic.parameters(), model.log_ent_coef]
     levels = model._levels(len(states), 0)
     _, ent_coef, losses, gradients = model._evaluate(data, states, levels, parameters)
@@ -247,13 +253,13 @@ def test_chains_start_at_next_states_at_the_last_state_of_an_episode_and_at_some
     dones = th.zeros(16, 1)
     dones[3] = 1.0
     data = SimpleNamespace(observations=observations, next_observations=next_observations, dones=dones, rewards=dones)
-    states = chain_states(data)  # type: ignore[arg-type]
+    states = chain_states(data, 1)  # type: ignore[arg-type]
     expected = next_observations.clone()
     expected[3] = 3.0
     th.testing.assert_close(states, th.cat([expected, observations[:1]]))
     data.observations = {"a": observations, "image": th.zeros(16, 3, 4, 4)}
     data.next_observations = {"a": next_observations, "image": th.ones(16, 3, 4, 4)}
-    states = chain_states(data)  # type: ignore[arg-type]
+    states = chain_states(data, 1)  # type: ignore[arg-type]
     assert isinstance(states, dict) and states["image"].shape == (17, 3, 4, 4)
     assert states["image"][3].max() == 0 and states["image"][4].min() == 1
 

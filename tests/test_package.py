@@ -9,6 +9,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 import sb3_diffusion
@@ -101,3 +102,19 @@ def test_the_demo_refuses_bad_arguments_before_it_trains(options: tuple[str, str
     assert refused.returncode == 2
     assert message in refused.stderr
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_demo_names_the_package_that_is_missing_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    demo_module = importlib.import_module("train_mujoco")
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    env = gym.make("Pendulum-v1", render_mode="rgb_array")
+    env.reset()
+    with pytest.raises(gym.error.DependencyNotInstalled) as info:
+        env.render()
+    assert demo_module.why_no_picture("Pendulum-v1", info.value).startswith(
+        "rendering Pendulum-v1 needs the package pygame that"
+    )
+    assert (
+        demo_module.why_no_picture("Reacher-v5", OSError("no GL")) == "this machine cannot render Reacher-v5 (OSError: no GL)"
+    )

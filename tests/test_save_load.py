@@ -1,9 +1,12 @@
 """Saving, loading, copying: everything that training has changed survives, and nothing else does."""
 
 import io
+import os
 import pickle
+import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import (
+    ALGORITHMS,
     coefficients,
     differing,
     flat_tensors,
@@ -30,7 +34,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_diffusion import DiffWPO
+from sb3_diffusion import DiffPPO, DiffWPO
 
 MakeModel = Callable[..., Any]
 
@@ -123,6 +127,7 @@ def test_learning_continued_after_a_load_equals_uninterrupted_learning(model: An
 
 OTHER_PROCESS = """
 import sys
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
@@ -194,6 +199,49 @@ def test_saving_through_a_symbolic_link_writes_its_target(trained: Any, tmp_path
     trained.save(tmp_path / "latest")
     assert (tmp_path / "latest.zip").is_symlink()
     assert type(trained).load(tmp_path / "target").num_timesteps == 20
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_saving_again_keeps_the_permissions_of_a_file(trained: Any, tmp_path: Path, mode: int) -> None:
+    for save, name in ((trained.save, "model.zip"), (trained.save_replay_buffer, "buffer.pkl")):
+        save(tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask()
+        (tmp_path / name).chmod(mode)
+        save(tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def test_a_write_protected_file_is_not_replaced(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained.save(tmp_path / "model")
+    earlier = (tmp_path / "model.zip").read_bytes()
+    # As for another user than root, whom no permission stops
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"model\.zip"):
+        trained.save(tmp_path / "model")
+    assert (tmp_path / "model.zip").read_bytes() == earlier
+
+
+def test_a_hard_link_to_an_earlier_file_keeps_its_content(trained: Any, tmp_path: Path) -> None:
+    trained.save(tmp_path / "model")
+    os.link(tmp_path / "model.zip", tmp_path / "backup.zip")
+    earlier = (tmp_path / "backup.zip").read_bytes()
+    trained.train(1, 8)
+    trained.save(tmp_path / "model")
+    assert (tmp_path / "backup.zip").read_bytes() == earlier != (tmp_path / "model.zip").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".zip", "a." + "b" * 253])
+def test_any_name_that_the_file_system_takes_can_be_saved_to(trained: Any, tmp_path: Path, name: str) -> None:
+    trained.save(tmp_path / name)
+    assert type(trained).load(tmp_path / name).num_timesteps == 20
+    trained.save_replay_buffer(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_saving_and_loading_need_no_warning(trained: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -406,3 +454,115 @@ def test_the_actor_can_be_traced_for_deployment(make_model: MakeModel, tmp_path:
         th.manual_seed(1)
         outputs.append(function(obs, deterministic) if function is actor else function(obs))
     th.testing.assert_close(*outputs)
+
+
+# Files that are not what they should be
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, DiffPPO])
+def test_weights_of_another_number_of_diffusion_steps_are_refused_in_one_sentence(algorithm: Any, tmp_path: Path) -> None:
+    saved, other = (
+        algorithm("MlpPolicy", StrictBoxEnv(), policy_kwargs=dict(diffusion_steps=steps), device="cpu") for steps in (8, 4)
+    )
+    saved.save(tmp_path / "model")
+    for load in (
+        lambda: other.set_parameters(tmp_path / "model"),
+        lambda: other.set_parameters(saved.get_parameters()),
+        lambda: other.policy.load_state_dict(saved.policy.state_dict()),
+        lambda: other.policy.actor.load_state_dict(saved.policy.actor.state_dict()),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^These are weights of a policy with diffusion_steps=8; this one has .*=4"
+        ) as info:
+            load()
+        assert len(str(info.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, DiffPPO])
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        (dict(noise_schedule="cosine"), {}),
+        (dict(noise_schedule=[0.05, 0.1, 0.15, 0.3]), dict(noise_schedule="linear")),
+        (dict(prior_std=0.5), dict(prior_std=1.0)),
+        (dict(kernel="euler"), dict(kernel="vp")),
+        (dict(prior_std=0.5, learn_schedule=True), dict(prior_std=1.0, learn_schedule=True)),
+    ],
+)
+def test_weights_trained_with_another_schedule_are_refused_by_its_name(algorithm: Any, there: Any, here: Any) -> None:
+    saved, other = (algorithm("MlpPolicy", StrictBoxEnv(), policy_kwargs=kwargs, device="cpu") for kwargs in (there, here))
+    name = next(iter(there))
+    with pytest.raises(ValueError, match=f"trained with {name}=.*, and would act differently with {name}="):
+        other.set_parameters(saved.get_parameters())
+    other.policy.load_state_dict(saved.policy.state_dict(), strict=False)
+    assert all(isinstance(value, th.Tensor) and value.is_floating_point() for value in saved.policy.state_dict().values())
+
+
+def test_schedules_that_are_the_same_by_another_name_share_weights(make_model: MakeModel) -> None:
+    saved = make_model(policy_kwargs=dict(noise_schedule="linear", beta_min=0.1, beta_max=0.4))
+    make_model(policy_kwargs=dict(noise_schedule=[0.1, 0.2, 0.3, 0.4])).set_parameters(saved.get_parameters())
+
+
+def test_weights_without_a_word_on_their_schedule_load_as_before(make_model: MakeModel, tmp_path: Path) -> None:
+    saved, other = make_model(policy_kwargs=dict(noise_schedule="cosine")), make_model()
+    other.policy.load_state_dict(dict(saved.policy.state_dict()))
+    state = saved.policy.state_dict()
+    for said in state._metadata.values():
+        for name in set(said) - {"version"}:
+            del said[name]
+    th.save(state, tmp_path / "older.pth")
+    other.policy.load_state_dict(th.load(tmp_path / "older.pth", weights_only=True))
+
+
+def damage(path: Path, kind: str) -> bytes:
+    """Write a damaged version of a file in its place; returns the sound one."""
+    content = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(content[: len(content) * 2 // 3])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not a model")
+    elif kind == "flipped":
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 0xFF
+        path.write_bytes(bytes(flipped))
+    return content
+
+
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, DiffPPO])
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "flipped"])
+def test_a_damaged_file_is_refused_by_its_name_and_leaves_the_model_as_it_is(
+    algorithm: Any, kind: str, tmp_path: Path
+) -> None:
+    model = algorithm("MlpPolicy", StrictBoxEnv(), device="cpu")
+    model.save(tmp_path / "model.zip")
+    damage(tmp_path / "model.zip", kind)
+    before = full_state(model)
+    for load in (algorithm.load, model.set_parameters):
+        with pytest.raises(ValueError, match=r"model\.zip.* (is damaged|holds no model)"):
+            load(tmp_path / "model.zip")
+    assert not differing(before, full_state(model))
+
+
+def test_no_flipped_byte_of_a_file_goes_unnoticed(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(policy_kwargs=dict(net_arch=[4]))
+    model.save(tmp_path / "model.zip")
+    content = (tmp_path / "model.zip").read_bytes()
+    expected = full_state(model)
+    for position in np.random.default_rng(0).integers(len(content), size=60):
+        flipped = bytearray(content)
+        flipped[position] ^= 0xFF
+        (tmp_path / "model.zip").write_bytes(bytes(flipped))
+        try:
+            # What zip files say twice, or for nobody, may differ.
+            assert not differing(expected, full_state(type(model).load(tmp_path / "model.zip")))
+        except ValueError as error:
+            assert "model.zip" in str(error)
+
+
+def test_a_zip_file_without_a_model_is_refused_by_the_name_of_what_is_missing(algorithm: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(ValueError, match=r"other\.zip holds no model of Stable-Baselines3: it has no member 'data'"):
+        algorithm.load(tmp_path / "other.zip")

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import (
+    BASES,
     SMALL,
+    arguments_of,
     coefficients,
     differing,
     flat_tensors,
@@ -21,6 +23,7 @@ from conftest import (
     optimizers,
     scatter_weights,
     scheduled_optimizers,
+    with_target_networks,
 )
 from envs_for_tests import (
     AsDict,
@@ -32,6 +35,7 @@ from envs_for_tests import (
 from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common import base_class
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -66,7 +70,7 @@ def test_an_mlp_policy_moves_every_trainable_weight(make_model: MakeModel) -> No
     model = make_model()
     before = networks(model)
     model.learn(40)
-    unchanged = [path for path, leaf in networks(model).items() if th.equal(leaf, before[path])]
+    unchanged = [path for path, leaf in networks(model).items() if leaf.numel() and th.equal(leaf, before[path])]
     assert not unchanged
     assert model.num_timesteps == 40
     assert model._n_updates == 32
@@ -237,6 +241,7 @@ def test_train_can_be_called_directly(trained: Any) -> None:
     assert trained._n_updates == n_updates + 2
 
 
+@with_target_networks
 def test_target_networks_follow_only_by_polyak_averaging(make_model: MakeModel) -> None:
     model = make_model(tau=0.0, batch_size=8)
     before = flat_tensors(model.critic_target.state_dict())
@@ -247,6 +252,7 @@ def test_target_networks_follow_only_by_polyak_averaging(make_model: MakeModel) 
     assert not differing(flat_tensors(model.critic.state_dict()), flat_tensors(model.critic_target.state_dict()))
 
 
+@with_target_networks
 def test_the_target_is_updated_every_target_update_interval(make_model: MakeModel) -> None:
     model = make_model(tau=0.5).learn(12)
     for interval, expected in ((1, 4), (3, 2), (1000, 2)):
@@ -316,12 +322,13 @@ def test_every_optimizer_follows_the_learning_rate_schedule(make_model: MakeMode
     assert all(rates == {rate} for rate, rates in callback.rates)
 
 
-def test_a_learning_rate_of_zero_leaves_every_network_unchanged(make_model: MakeModel) -> None:
-    model = make_model(tau=0.0).learn(14)
-    before = networks(model), model.log_ent_coef.item()
+def test_a_learning_rate_of_zero_leaves_every_trained_parameter_unchanged(make_model: MakeModel, algorithm: Any) -> None:
+    model = make_model(**arguments_of(algorithm, tau=0.0)).learn(14)
+    # Not the running statistics of CrossQ's critics
+    before = flat_tensors(dict(model.policy.named_parameters())), model.log_ent_coef.item()
     model.lr_schedule = lambda _: 0.0
     model.train(3, 8)
-    assert not differing(before[0], networks(model))
+    assert not differing(before[0], flat_tensors(dict(model.policy.named_parameters())))
     assert model.log_ent_coef.item() == before[1]
 
 
@@ -559,8 +566,9 @@ def test_the_automatic_target_entropy_is_minus_the_number_of_action_dimensions(m
 @pytest.mark.parametrize("n_critics", [1, 2, 3])
 def test_the_number_of_critics_is_free(make_model: MakeModel, n_critics: int) -> None:
     model = make_model(policy_kwargs=dict(n_critics=n_critics)).learn(14)
-    assert len(model.critic(th.zeros(1, 3), th.zeros(1, 1))) == n_critics
-    assert len(model.critic_target.q_networks) == n_critics
+    assert len(model.critic.q_networks) == model.critic.n_critics == n_critics
+    if hasattr(model, "critic_target"):
+        assert len(model.critic_target.q_networks) == n_critics
 
 
 @pytest.mark.parametrize("net_arch", [[], [8], [8, 8], dict(pi=[], qf=[]), dict(pi=[8], qf=[12, 12]), dict(pi=[8, 8], qf=[])])
@@ -572,9 +580,10 @@ def test_any_net_arch_trains(make_model: MakeModel, net_arch: Any) -> None:
     assert np.isfinite(model.predict(observations(model))[0]).all()
 
 
-def test_the_default_net_arch_is_that_of_sac(algorithm: type[SAC]) -> None:
-    model = algorithm("MlpPolicy", StrictBoxEnv(), **SMALL)
-    assert model.policy.net_arch == SAC("MlpPolicy", StrictBoxEnv(), **SMALL).policy.net_arch == [256, 256]
+def test_the_default_net_arch_is_that_of_the_base(algorithm: type[BaseAlgorithm]) -> None:
+    model, base = (each("MlpPolicy", StrictBoxEnv(), **SMALL) for each in (algorithm, BASES[algorithm]))
+    assert model.policy.net_arch == base.policy.net_arch
+    assert model.critic.q_networks[0][-1].in_features == base.critic.q_networks[0][-1].in_features
 
 
 def test_activation_and_optimizer_classes_are_used_everywhere(make_model: MakeModel) -> None:
@@ -600,11 +609,12 @@ def test_a_custom_features_extractor_is_shared_or_not_as_asked(make_model: MakeM
     )
     model = make_model(policy_kwargs=policy_kwargs)
     assert (model.actor.features_extractor is model.critic.features_extractor) == share
-    assert model.critic_target.features_extractor is not model.critic.features_extractor
+    if hasattr(model, "critic_target"):
+        assert model.critic_target.features_extractor is not model.critic.features_extractor
     assert model.actor.features_dim == 4
     before = networks(model)
     model.learn(30)
-    unchanged = [path for path, leaf in networks(model).items() if th.equal(leaf, before[path])]
+    unchanged = [path for path, leaf in networks(model).items() if leaf.numel() and th.equal(leaf, before[path])]
     assert not unchanged
 
 
@@ -621,6 +631,7 @@ def test_features_are_extracted_once_per_action_however_long_the_chain(make_mode
         assert extractor.n_calls == 1
 
 
+@with_target_networks
 def test_batch_norm_statistics_follow_training_and_reach_the_target(make_model: MakeModel) -> None:
     policy_kwargs = dict(features_extractor_class=BatchNormDropoutExtractor)
     model = make_model(policy_kwargs=policy_kwargs).learn(14)

@@ -12,10 +12,12 @@ import rl_zoo3
 import torch as th
 import yaml
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_diffusion import DiffSAC
-from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file, register, with_hyperparameter_file
+from sb3_diffusion import DiffPPO, DiffSAC, enjoy
+from sb3_diffusion.zoo import ALGORITHMS, ParallelTrainCallback, hyperparameter_file, register, with_hyperparameter_file
 
 # What rl-zoo3 takes from an entry for itself; all other keys go to the algorithm's constructor.
 ZOO_KEYS = {"n_timesteps", "normalize", "n_envs", "env_wrapper", "noise_type", "noise_std"}
@@ -135,3 +137,107 @@ def test_our_environments_train_in_several_processes(env_id: str, tmp_path: Path
     parameters = ("-params", "n_envs:2", "learning_starts:50")
     zoo("train", *common, "-n", "100", "--vec-env", "subproc", "--eval-freq", "-1", *parameters, cwd=tmp_path)
     zoo("enjoy", *common, "-n", "20", "--no-render", cwd=tmp_path)
+
+
+PARALLEL = """
+Pendulum-v1:
+  n_timesteps: !!float 600
+  policy: 'MlpPolicy'
+  train_freq: [1, "episode"]
+  gradient_steps: -1
+  learning_starts: 100
+  batch_size: 16
+  buffer_size: 1000
+  callback:
+    - rl_zoo3.callbacks.ParallelTrainCallback:
+        gradient_steps: 5
+  policy_kwargs: "dict(net_arch=[16])"
+"""
+
+
+@pytest.mark.parametrize("algo", ["diffsac", "diffwpo", "sac"])
+def test_training_in_two_threads_trains_the_algorithm_that_was_asked_for(algo: str, tmp_path: Path) -> None:
+    (tmp_path / "parallel.yml").write_text(PARALLEL)
+    common = ("--algo", algo, "--env", "Pendulum-v1", "-f", "logs", "--device", "cpu", "--num-threads", "1")
+    zoo("train", *common, "-conf", "parallel.yml", "--eval-freq", "-1", cwd=tmp_path)
+    (path,) = tmp_path.glob("logs/**/Pendulum-v1.zip")
+    register()
+    model: Any = rl_zoo3.ALGOS[algo].load(path, device="cpu")
+    assert model._n_updates >= 5
+
+
+def test_the_copy_that_trains_in_a_thread_has_the_models_class_normalisation_and_progress() -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1"))
+    arguments: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=100, batch_size=16, buffer_size=1000)
+    model = DiffSAC("MlpPolicy", env, train_freq=(1, "episode"), device="cpu", **arguments)
+    callback = ParallelTrainCallback(gradient_steps=3)
+    model.learn(600, callback)
+    assert type(callback._model) is DiffSAC
+    assert callback._model.get_vec_normalize_env() is env
+    assert callback._model.num_timesteps == 600
+    assert callback._model._n_updates > 0
+
+
+def test_an_error_in_the_training_thread_ends_the_training() -> None:
+    model = DiffSAC("MlpPolicy", "Pendulum-v1", train_freq=(1, "episode"), learning_starts=100, buffer_size=1000, device="cpu")
+
+    class Failing(ParallelTrainCallback):
+        def _init_callback(self) -> None:
+            super()._init_callback()
+            self._model.train = self.fail
+
+        def fail(self, **_: Any) -> None:
+            raise ValueError("the loss is not finite")
+
+    with pytest.raises(ValueError, match="the loss is not finite"):
+        model.learn(2_000, Failing())
+
+
+def test_rl_zoo3s_own_callback_does_not_train_another_algorithm_in_silence() -> None:
+    theirs = ParallelTrainCallback.__mro__[1]
+    for model in (
+        DiffSAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu"),
+        DiffPPO("MlpPolicy", "Pendulum-v1", device="cpu"),
+    ):
+        with pytest.raises((ValueError, AssertionError), match=r"holds a DiffSAC model|not supported for parallel training"):
+            model.learn(10, theirs())  # type: ignore[operator]
+    with pytest.raises(AssertionError, match="not supported for parallel training"):
+        DiffPPO("MlpPolicy", "Pendulum-v1", device="cpu").learn(10, ParallelTrainCallback())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--algo", "diffsac", "--env", "Pendulum-v1"]])
+def test_enjoy_says_how_to_do_without_a_display(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "argv", ["enjoy", *arguments])
+    with pytest.raises(SystemExit, match="this machine has no display: add --no-render"):
+        enjoy.main()
+
+
+def test_enjoy_asks_for_no_display_where_it_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("rl_zoo3.enjoy.enjoy", lambda: called.append("yes"))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    for arguments in (["--no-render"], ["--help"], ["-n", "5", "--no-rend"]):
+        monkeypatch.setattr(sys, "argv", ["enjoy", *arguments])
+        enjoy.main()
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(sys, "argv", ["enjoy"])
+    enjoy.main()
+    assert len(called) == 4
+
+
+def test_a_classic_environment_is_recorded(tmp_path: Path) -> None:
+    """With what the extra "zoo" brings."""
+    common = ("--algo", "diffsac", "--env", "Pendulum-v1", "-f", "logs")
+    zoo("train", *common, "-n", "20", "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1", cwd=tmp_path)
+    script = (
+        "import runpy, sys; from sb3_diffusion.zoo import register; register();"
+        "runpy.run_module('rl_zoo3.record_video', run_name='__main__')"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script, *common, "-n", "5", "-o", "videos"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert list(tmp_path.glob("videos/*.mp4"))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -12,16 +11,22 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import nn
 
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
+from sb3_diffusion.common.saving import DiffusionStateMixin
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import (
     KERNELS,
     Denoiser,
     NoiseSchedule,
+    find_mode,
     log_ratio,
     make_betas,
+    mode_noise,
     noising_step,
     prior_log_prob,
+    probe_noise,
+    probe_residual,
     read_out,
     readout_log_ratio,
     reverse_mean,
@@ -34,18 +39,6 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours.
-N_MODE_PAIRS = 32
-N_MODE_NEIGHBOURS = 8
-# The policy counts as multimodal if the mean's neighbours are further away than those of a typical sample, by a factor that
-# falls from 2 in one action dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension.
-MODE_RADIUS_RATIO, MODE_RADIUS_MARGIN = 0.75, 1.25
-# Or if a cut between two groups of some size leaves little of the variance; of a Gaussian's it leaves 0.36, rarely below 0.2.
-MODE_CUT_SHARE = 0.16
-MODE_CUT_SMALLEST = 4
-# A mode reaches some times as far from its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all
-# distances are alike.
-MODE_REACH_RATIO, MODE_REACH_MARGIN = 1.0, 5.0
 
 
 class PolicySample(NamedTuple):
@@ -100,21 +93,7 @@ def with_bfloat16_products(denoiser: Denoiser) -> Denoiser:
     return call
 
 
-def cut_share(values: th.Tensor) -> th.Tensor:
-    """
-    The smallest share of the variance that is left by a cut of the values into a lower and an upper group.
-
-    :param values: (B, n)
-    :return: (B,)
-    """
-    values = (values - values.mean(dim=1, keepdim=True)).sort(dim=1).values
-    n = values.shape[1]
-    counts = th.arange(1, n, device=values.device)
-    between = values.cumsum(dim=1)[:, :-1].square() * n / (counts * (n - counts))
-    return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
-
-
-class DiffusionActor(Actor):
+class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     """
     A diffusion policy: K reverse steps turn prior noise ``x^K`` into ``x^0``, and ``u = tanh(m(s) + c(s) x^0)`` is the action.
     With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion
@@ -137,6 +116,8 @@ class DiffusionActor(Actor):
 
     min_heads: th.Tensor
     max_heads: th.Tensor
+    probe_noise: th.Tensor
+    probe_residual: th.Tensor
     mode_noise: th.Tensor
 
     def __init__(
@@ -222,9 +203,13 @@ class DiffusionActor(Actor):
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
-        noise = np.random.default_rng(0).standard_normal((diffusion_steps + 1, N_MODE_PAIRS, self.action_dim))
-        noise = np.concatenate([noise, -noise], axis=1)
-        self.register_buffer("mode_noise", th.as_tensor(noise, dtype=th.float32), persistent=False)
+        buffers = dict(
+            probe_noise=probe_noise(diffusion_steps, self.action_dim),
+            probe_residual=probe_residual(),
+            mode_noise=mode_noise(diffusion_steps, self.action_dim),
+        )
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -264,7 +249,7 @@ class DiffusionActor(Actor):
         heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
         if not self.learn_variance:
             return heads, th.zeros_like(heads)
-        drift, log_scale = heads.split(self.action_dim, dim=-1)
+        drift, log_scale = th.split_with_sizes(heads, (self.action_dim, self.action_dim), dim=-1)
         return drift, log_scale
 
     def squash(self, actions: th.Tensor) -> th.Tensor:
@@ -290,7 +275,7 @@ class DiffusionActor(Actor):
         :param features: (B, features_dim)
         :return: (B, d), in [-1, 1] if squashed
         """
-        end = sample_end(self._chain_denoiser(features), self.schedule(), self.prior_std, self._chain_noise(features))
+        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, self._chain_noise(features))
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
@@ -366,40 +351,26 @@ class DiffusionActor(Actor):
         scale_log_ratio = readout_log_ratio(actions, log_scale, squashed=False)
         return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios + scale_log_ratio
 
+    def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""
+        n_chains, n_states = noise.shape[1], condition.shape[0]
+        condition = condition.repeat(n_chains, 1)
+        noise = noise.unsqueeze(2).expand(-1, -1, n_states, -1).flatten(1, 2)
+        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule, self.prior_std, noise)
+        return ends.unflatten(0, (n_chains, n_states))
+
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
-        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic.
-
-        Chains with fixed noise give a sample of ``x^0``. Where that is unimodal, its mean is the answer: it varies as smoothly
-        with the state as the policy does. Where the mean lies between modes, the answer is the mean of the mode around the
-        densest of the sample's points. Two signs tell: the mean's neighbours are further away than those of these points
-        (plain in few dimensions), or the sample falls into two groups along the line from the mean to that mode.
+        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic
+        (:func:`~sb3_diffusion.diffusion.mode.find_mode`).
 
         :param features: (B, features_dim)
         :return: actions (B, d), in [-1, 1] if squashed
         """
-        batch_size, n_chains = features.shape[0], self.mode_noise.shape[1]
-        condition = self.denoiser.condition(features).repeat_interleave(n_chains, dim=0)
-        noise = self.mode_noise.repeat(1, batch_size, 1)
-        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule(), self.prior_std, noise)
-        ends = ends.reshape(batch_size, n_chains, -1)
-        mean = ends.mean(dim=1, keepdim=True)
-        # Of a point of the sample, its own distance of zero comes first.
-        radii = th.cdist(ends, ends).kthvalue(N_MODE_NEIGHBOURS + 1, dim=2).values
-        mean_radius = th.cdist(mean, ends).kthvalue(N_MODE_NEIGHBOURS, dim=2).values
-        centre = ends.gather(1, radii.argmin(dim=1).reshape(-1, 1, 1).expand_as(mean))
-        reach = MODE_REACH_RATIO + MODE_REACH_MARGIN / self.action_dim
-        for _ in range(3):
-            distances = th.cdist(centre, ends)
-            radius = distances.kthvalue(N_MODE_NEIGHBOURS, dim=2, keepdim=True).values
-            within = (distances <= reach * radius).to(ends.dtype)
-            centre = within @ ends / within.sum(dim=2, keepdim=True)
-        ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / self.action_dim
-        multimodal = mean_radius.squeeze(1) > ratio * radii.median(dim=1).values
-        multimodal |= cut_share(((ends - mean) @ (centre - mean).mT).squeeze(2)) < MODE_CUT_SHARE
-        centre = th.where(multimodal.reshape(-1, 1, 1), centre, mean)
-        return self.squash(read_out(centre.squeeze(1), *self.readout(features)))
+        condition = self.denoiser.condition(features)
+        centre = find_mode(self._ends, condition, self.probe_noise, self.probe_residual, self.mode_noise)
+        return self.squash(read_out(centre, *self.readout(features)))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -1,12 +1,17 @@
 """Gradients that a function returns, on their way to the optimizers."""
 
+from collections.abc import Iterable
+
 import torch as th
 
 Gradients = tuple[th.Tensor | None, ...]
 
 
 def trainable(optimizers: list[th.optim.Optimizer]) -> list[th.Tensor]:
-    """The parameters of these optimizers, without frozen ones, which lose what gradient they had: they would go on moving."""
+    """
+    The parameters of these optimizers, without frozen ones. Those lose the gradient of an earlier step, with which an
+    optimizer would move them on.
+    """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         if not parameter.requires_grad:
@@ -14,7 +19,22 @@ def trainable(optimizers: list[th.optim.Optimizer]) -> list[th.Tensor]:
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
+def gradients_of(losses: Iterable[th.Tensor], parameters: list[th.Tensor]) -> Gradients:
+    """
+    The gradients of a sum of losses, None for a parameter that none of them depends on: with parts frozen, a loss may depend
+    on none at all.
+    """
+    losses = [loss for loss in losses if loss.requires_grad]
+    if not losses or not parameters:
+        return (None,) * len(parameters)
+    return th.autograd.grad(losses, parameters, allow_unused=True)
+
+
 def assign(parameters: list[th.Tensor], gradients: Gradients) -> None:
-    """Give each parameter its gradient, in the place of the last one."""
+    """Give each parameter its gradient, in the place of the last one, and call its post-accumulate-grad hooks."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
+        # PyTorch's engine calls them only where it accumulates by itself.
+        for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+            if gradient is not None:
+                hook(parameter)

@@ -1,11 +1,55 @@
 """Clear refusals of arguments out of range, before any training starts."""
 
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Integral
-from typing import Any
+from typing import Any, ParamSpec
 
+Parameters = ParamSpec("Parameters")
 LARGEST_SEED = 2**32 - 1  # NumPy's
+SDE_ARGUMENTS = dict(sde_sample_freq=-1, use_sde_at_warmup=False)
+
+
+def with_hints(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """
+    A constructor whose error for an unknown keyword says what may have been meant: the nearest name, or the same name in
+    ``policy_kwargs``. Its signature stays as it is.
+
+    :param init: ``__init__`` of an algorithm or a policy
+    """
+
+    @wraps(init)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        own = inspect.signature(init).parameters
+        for name, value in kwargs.items():
+            if name not in own:
+                policy = getattr(args[0], "policy_aliases", {}).get("MlpPolicy")
+                of_policy = inspect.signature(policy.__init__).parameters if policy else {}
+                hint = ""
+                for near in get_close_matches(name, [*own, *of_policy], n=1):
+                    meant = repr(near) if near in own else f"policy_kwargs=dict({near}={value!r})"
+                    hint = f"; did you mean {meant}?"
+                raise TypeError(f"{type(args[0]).__name__}() got an unexpected keyword argument {name!r}{hint}")
+        init(*args, **kwargs)
+
+    return checked
+
+
+def warn_without_effect(**given: tuple[Any, Any]) -> None:
+    """
+    Warn of arguments that SB3's classes have, and that do nothing in ours.
+
+    :param given: by name, the value that was given and the default
+    """
+    for name, (value, default) in given.items():
+        if value != default:
+            warnings.warn(
+                f"{name}={value!r} has no effect: it belongs to gSDE, which diffusion policies do not have", stacklevel=4
+            )
 
 
 def check_number(
@@ -145,6 +189,8 @@ def check_common_arguments(model: Any) -> None:
     """
     if model.use_sde:
         raise ValueError(f"use_sde=True: gSDE is not supported by {type(model).__name__}; allowed: use_sde=False")
+    given = {name: (getattr(model, name, default), default) for name, default in SDE_ARGUMENTS.items()}
+    warn_without_effect(**given)
     if callable(model.learning_rate):
         check_schedule("learning_rate", model.learning_rate)
     else:

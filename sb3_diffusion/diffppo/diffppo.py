@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_diffusion.common.compiling import CompiledOrEager
+from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
 from sb3_diffusion.common.validation import (
@@ -28,6 +29,7 @@ from sb3_diffusion.common.validation import (
     check_schedule,
     scheduled,
     wants_sde,
+    with_hints,
     without_sde,
 )
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
@@ -61,7 +63,7 @@ class Coefficients(NamedTuple):
     ent_coef: th.Tensor | None = None
 
 
-class DiffPPO(SafeSaveMixin, PPO):
+class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
     """
     Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
     decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process
@@ -96,6 +98,7 @@ class DiffPPO(SafeSaveMixin, PPO):
     rollout_buffer: ChainRollouts
     _ent_coef_schedule: FloatSchedule
 
+    @with_hints
     def __init__(
         self,
         policy: str | type[DiffusionActorCriticPolicy],
@@ -304,6 +307,7 @@ class DiffPPO(SafeSaveMixin, PPO):
                 break
 
         self._update_temperature()
+        self.mean_losses({name: [getattr(losses, name) for losses in logged] for name in MinibatchLosses._fields[:3]})
         means = MinibatchLosses(*(th.stack(values).nanmean(dim=0) for values in zip(*logged, strict=True)))
         # As in PPO, the divergence is that of the last epoch.
         last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -14,9 +14,17 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 
+from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
+from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 from sb3_diffusion.common.scaling import BoxScalingMixin
-from sb3_diffusion.common.validation import check_choice, check_network_arguments, check_number
+from sb3_diffusion.common.validation import (
+    check_choice,
+    check_network_arguments,
+    check_number,
+    warn_without_effect,
+    with_hints,
+)
 from sb3_diffusion.diffppo.actor import ChainActor, DecisionKernels, Decisions, decisions_of
 
 # What a subclass of SB3's policy may define or assign, of the networks that a diffusion policy does not have
@@ -58,7 +66,7 @@ class RecordedChains(NamedTuple):
         return DecisionKernels(*self[2:])
 
 
-class DiffusionActorCriticPolicy(BoxScalingMixin, ActorCriticPolicy):
+class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, BoxScalingMixin, ActorCriticPolicy):
     """
     PPO's policy class with a diffusion actor (arXiv 2512.02019; docs/method.md, "DiffPPO"). Where SB3 speaks of the
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
@@ -72,9 +80,13 @@ class DiffusionActorCriticPolicy(BoxScalingMixin, ActorCriticPolicy):
     :param use_expln: only for gSDE, without effect
     :param log_std_init: initial log-scale of the read-out, from -20 to 2; must be 0 without the state-dependent one
     :param net_arch: as in SB3, with 64 x 64 as the default for images too
+    :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    @with_hints
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -88,7 +100,7 @@ class DiffusionActorCriticPolicy(BoxScalingMixin, ActorCriticPolicy):
         full_std: bool = True,
         use_expln: bool = False,
         squash_output: bool = True,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
@@ -104,6 +116,7 @@ class DiffusionActorCriticPolicy(BoxScalingMixin, ActorCriticPolicy):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
     ) -> None:
+        refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
             diffusion_steps=diffusion_steps,
             prior_std=prior_std,
@@ -116,8 +129,11 @@ class DiffusionActorCriticPolicy(BoxScalingMixin, ActorCriticPolicy):
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
         )
+        warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
         check_choice("ortho_init", ortho_init, (False, True))
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         # SB3 warns of this form, which it still takes, and unpacks it.
         in_a_list = isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict)
         arch = net_arch[0] if in_a_list else net_arch  # type: ignore[index]
@@ -336,12 +352,10 @@ MlpPolicy = DiffusionActorCriticPolicy
 class CnnPolicy(DiffusionActorCriticPolicy):
     """:class:`DiffusionActorCriticPolicy` with ``NatureCNN`` as the default features extractor, for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(DiffusionActorCriticPolicy):
     """:class:`DiffusionActorCriticPolicy` with ``CombinedExtractor`` as the default features extractor: Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    default_features_extractor_class = CombinedExtractor

@@ -17,6 +17,7 @@ from sb3_diffusion.diffusion.kernels import (
     squashed_readout,
     telescoped_log_ratio,
 )
+from sb3_diffusion.diffusion.mode import find_mode, mode_noise, mode_of_samples, probe_noise, probe_residual
 from sb3_diffusion.diffusion.schedule import (
     KERNELS,
     NOISE_SCHEDULES,
@@ -34,15 +35,20 @@ __all__ = [
     "Denoiser",
     "KernelTables",
     "NoiseSchedule",
+    "find_mode",
     "gaussian_kl",
     "gaussian_log_prob",
     "log_det_tanh",
     "log_ratio",
     "make_betas",
     "make_kernel_tables",
+    "mode_noise",
+    "mode_of_samples",
     "noising_log_prob",
     "noising_step",
     "prior_log_prob",
+    "probe_noise",
+    "probe_residual",
     "read_out",
     "readout_log_ratio",
     "remaining_signal",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
@@ -124,7 +124,8 @@ def remaining_signal(tables: KernelTables) -> th.Tensor:
 
 class NoiseSchedule(nn.Module):
     """
-    The kernel tables of a schedule, fixed (no state) or learned (one β per step and action dimension).
+    The kernel tables of a schedule, fixed (no state) or learned (one β per step and action dimension). State dicts say what
+    was chosen in their metadata, beside the tensors: networks trained with one schedule act differently with another.
 
     :param betas: (K,) initial β_1 … β_K
     :param latent_dim: d
@@ -134,11 +135,17 @@ class NoiseSchedule(nn.Module):
     :raises ValueError: for betas outside these bounds that are to be learned
     """
 
+    retain: th.Tensor
+    noise_std: th.Tensor
+    drift_scale: th.Tensor
+
     def __init__(self, betas: th.Tensor, latent_dim: int, prior_std: float, kernel: str, learn: bool = False) -> None:
         super().__init__()
         self.prior_std = prior_std
         self.kernel = kernel
         self.learn = learn
+        self.fixed_betas = betas.tolist()
+        self.known_rows: tuple[th.Tensor, list[KernelTables]] | None = None
         fixed = make_kernel_tables(betas.unsqueeze(1), prior_std, kernel)
         if learn:
             if betas.min() < LEARNED_BETA_MIN or betas.max() > LEARNED_BETA_MAX:
@@ -155,6 +162,18 @@ class NoiseSchedule(nn.Module):
                 # Cloned: torch.jit.trace refuses two names for one tensor.
                 self.register_buffer(name, table.clone(), persistent=False)
 
+    def choices(self) -> dict[str, Any]:
+        """:return: what networks are trained for, as numbers and strings; the β only where they are not learned"""
+        choices: dict[str, Any] = dict(kernel=self.kernel, prior_std=float(self.prior_std))
+        if not self.learn:
+            choices["noise_schedule"] = [float(f"{beta:.6g}") for beta in self.fixed_betas]
+        return choices
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]].update(self.choices())
+
     def betas(self) -> th.Tensor:
         """:return: the current learned β, (K, d)"""
         return LEARNED_BETA_MIN + (LEARNED_BETA_MAX - LEARNED_BETA_MIN) * th.sigmoid(self.beta_logits)
@@ -163,4 +182,17 @@ class NoiseSchedule(nn.Module):
         """:return: the current tables; differentiable if learned"""
         if self.learn:
             return make_kernel_tables(self.betas(), self.prior_std, self.kernel)
-        return KernelTables(self.retain, self.noise_std, self.drift_scale)  # type: ignore[arg-type]
+        return KernelTables(self.retain, self.noise_std, self.drift_scale)
+
+    def rows(self) -> list[KernelTables]:
+        """
+        :return: the rows of the current tables one by one, for k = 1 … K; of a fixed schedule made only once, because taking
+            tables apart is a tenth of the time of a prediction
+        """
+        if self.learn or th.jit.is_tracing() or th.compiler.is_compiling():
+            return self().rows()
+        # Moving a module to another device puts other tensors in the place of its buffers.
+        if self.known_rows is None or self.known_rows[0] is not self.retain:
+            with th.inference_mode(False):
+                self.known_rows = self.retain, self().rows()
+        return self.known_rows[1]

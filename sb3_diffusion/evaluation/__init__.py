@@ -20,7 +20,7 @@ from sb3_diffusion.evaluation.mode_coverage import (
 )
 from sb3_diffusion.evaluation.parallel import remembered, run_all
 from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
-from sb3_diffusion.evaluation.provenance import provenance
+from sb3_diffusion.experiments.provenance import provenance
 
 __all__ = [
     "BoundTightness",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_diffusion.common.saving import replacing
-from sb3_diffusion.evaluation.provenance import provenance
+from sb3_diffusion.experiments.provenance import provenance
 
 
 def end_with_parent() -> None:

@@ -1,0 +1,139 @@
+"""DiffTQC: truncated quantile critics with a diffusion policy, one reverse step of gradient at a time."""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from sb3_contrib import TQC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_diffusion.common.critics import QuantileCritics
+from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
+from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
+from sb3_diffusion.difftqc.policies import CnnPolicy, DiffusionTQCPolicy, MlpPolicy, MultiInputPolicy
+
+SelfDiffTQC = TypeVar("SelfDiffTQC", bound="DiffTQC")
+
+
+class DiffTQC(DiffusionOffPolicyAlgorithm, QuantileCritics, TQC):
+    """
+    Truncated quantile critics (TQC, arXiv 2005.04269) with a diffusion policy (arXiv 2512.02019; docs/method.md, "Critics"):
+    :class:`~sb3_diffusion.DiffSAC` with other critics.
+
+    * critics: the quantile Huber loss of all quantiles of ``Z_i(s, a)`` on the targets
+      ``y_j = r + γ (1 - done) (z_j - τ (log p(x'^K) + Σ_k ℓ'_k))``, ``z_j`` the sorted quantiles of all target critics at the
+      chain's end ``(s', u')`` without the largest ones
+    * diffusion value: regressed on the mean of the kept ``z_j``, less the entropy terms still to come
+    * actor: as in DiffSAC, with ``Q_1`` the mean of all quantiles of all critics
+
+    The parameters are those of :class:`sb3_contrib.TQC`, in the same order, and then those that
+    :class:`~sb3_diffusion.DiffSAC` adds; ``ent_coef`` may be a schedule and ``target_entropy`` is one of the path entropy.
+
+    :raises ValueError: for an argument out of range
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: DiffusionTQCPolicy
+
+    @with_hints
+    def __init__(
+        self,
+        policy: str | type[DiffusionTQCPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float | Schedule = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        top_quantiles_to_drop_per_net: int = 2,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        latents_per_state: int = 1,
+        torch_compile: bool = False,
+        bfloat16_chains: bool = False,
+        objective: str = "reverse_kl",
+        policy_delay: int = 1,
+        own_states: float | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            ent_coef=ent_coef,  # type: ignore[arg-type]  # _setup_model takes a schedule too
+            target_update_interval=target_update_interval,
+            target_entropy=target_entropy,
+            top_quantiles_to_drop_per_net=top_quantiles_to_drop_per_net,
+            use_sde=wants_sde(use_sde, policy_kwargs),
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=without_sde(policy_kwargs),
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.latents_per_state = latents_per_state
+        self.objective = objective
+        self.torch_compile = torch_compile
+        self.bfloat16_chains = bfloat16_chains
+        self.policy_delay = policy_delay
+        self.own_states = own_states
+        if _init_setup_model:
+            self._setup_model()
+
+    def learn(
+        self: SelfDiffTQC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "DiffTQC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDiffTQC:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )

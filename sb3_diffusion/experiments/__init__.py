@@ -1,0 +1,1 @@
+"""Campaigns of many runs, and reports on them."""
