@@ -149,13 +149,14 @@ class PartlyFrozenMLP(StepConditionedMLP):
     def condition(self, features: th.Tensor) -> th.Tensor:
         return th.cat([super().condition(features), self.frozen.condition(features)], dim=-1)
 
-    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
+    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> th.Tensor:
         own, frozen = condition.chunk(2, dim=-1)
         if self.thawed:
             return super().forward(own, latents, steps)
         if isinstance(steps, int):
             return super().forward(own, latents, steps) if steps <= self.learned_steps else self.frozen(frozen, latents, steps)
-        learned = (steps <= self.learned_steps).unsqueeze(-1)
+        of_all = th.arange(1, self.step_table.num_embeddings + 1, device=latents.device) if steps is None else steps
+        learned = (of_all <= self.learned_steps).unsqueeze(-1)
         return th.where(learned, super().forward(own, latents, steps), self.frozen(frozen, latents, steps))
 
 
