@@ -26,7 +26,7 @@ setup() {
         # torch first and by itself: it alone decides between the CPU and the CUDA build.
         # shellcheck disable=SC2086
         .venv/bin/pip install --quiet --disable-pip-version-check $TORCH
-        .venv/bin/pip install --quiet --disable-pip-version-check -e '.[mujoco,plots,zoo,tests]'
+        .venv/bin/pip install --quiet --disable-pip-version-check -e '.[mujoco,plots,zoo,experiments,cluster,demonstrations,export,tests]'
         echo "$wanted" > .venv/installed
     fi
 }

@@ -78,7 +78,9 @@ def main() -> None:
 
     def full_chain(states: th.Tensor, batch: int) -> th.Tensor:
         sample = model.actor.sample(states)
-        return (ent_coef * sample.path_log_prob - model._min_q_value(model.critic, states, sample.actions)).mean()
+        critic_states = model._critic_states(model.critic, states)
+        q_values = model._action_values(model.critic, critic_states, sample.actions)
+        return (ent_coef * sample.path_log_prob - q_values).mean()
 
     def per_step(states: th.Tensor, batch: int) -> th.Tensor:
         # The per-step loss is the mean over κ of the K steps, the full-chain loss the sum over all of them.

@@ -11,10 +11,11 @@ import pytest
 from conftest import ALGORITHMS, SMALL, arguments_of
 from envs_for_tests import AnyActionEnv, StrictBoxEnv
 from gymnasium import spaces
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionActorCriticPolicy, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionActorCriticPolicy, DiffusionSACPolicy, DiffWPO
 
 MakeModel = Callable[..., Any]
 NAN, INF = float("nan"), float("inf")
@@ -251,6 +252,12 @@ def test_a_learned_temperature_has_no_place_where_it_is_given(algorithm: Any, en
         (PPO, "MlpPolicy", DiffPPO),
         (A2C, "MlpPolicy", DiffPPO),
         (DiffSAC, "MlpPolicy", DiffPPO),
+        (TQC, "MlpPolicy", DiffTQC),
+        (CrossQ, "MlpPolicy", DiffCrossQ),
+        (DiffTQC, "MlpPolicy", DiffSAC),
+        (DiffSAC, "MlpPolicy", DiffCrossQ),
+        (DiffTQC, "MlpPolicy", TQC),
+        (DiffCrossQ, "MlpPolicy", CrossQ),
         (DiffSAC, "MlpPolicy", SAC),
         (DiffWPO, "MlpPolicy", SAC),
         (DiffPPO, "MlpPolicy", PPO),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import campaigns_for_tests as small
+import numpy as np
 import pytest
 import rl_zoo3
 import yaml
@@ -297,6 +299,25 @@ def test_a_failed_run_is_tried_again_from_its_checkpoint(forking: None, tmp_path
     assert [part["from"] for part in state_of(run).parts] == [0, 32]
 
 
+@pytest.mark.parametrize(
+    ("env_id", "metric", "columns"),
+    [
+        ("TurningDoubleWell-v0", "turns", ["positive_share_min", "positive_share_max", "turn_reward"]),
+        ("TurningGMM-v0", "mixture", ["mixture_divergence", "mixture_divergence_max", "mixture_reward"]),
+        ("MultiGoal2D-v0", "goals", ["goals", "goal_entropy", "origin_return"]),
+    ],
+)
+def test_metrics_of_the_multimodal_environments_become_columns(
+    env_id: str, metric: str, columns: list[str], forking: None, tmp_path: Path
+) -> None:
+    evaluation = {"every": 32, "episodes": 1, "metrics": [f"sb3_diffusion.experiments.metrics.{metric}"]}
+    content = with_(environments=[env_id], variants={"ppo": PPO}, steps=32, evaluation=evaluation)
+    assert campaign_command([str(written(tmp_path, content)), "--out", str(tmp_path / "out")]) == 0
+    (row,) = csv.DictReader((tmp_path / "out" / "results.csv").open())
+    assert list(row) == [*COLUMNS, *columns]
+    assert all(np.isfinite(float(row[name])) for name in columns)
+
+
 def test_on_a_terminal_each_running_run_has_a_line_and_so_has_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,23 +364,25 @@ def test_a_process_that_dies_takes_nothing_else_along(tmp_path: Path) -> None:
     assert "SIGKILL" in states["dies"].traceback
 
 
-def run_locally(run: Run) -> None:
-    """What a campaign's own process does, until it is killed."""
-    engine = LocalEngine(1)
-    engine.start([run])
-    engine.ended(600.0)
-
-
-def test_the_processes_of_runs_end_with_the_campaign_that_is_killed(tmp_path: Path) -> None:
-    content = with_(steps=1_000_000, gym_packages=["campaigns_for_tests"], checkpoints={"every": 32})
-    run = read_campaign(written(tmp_path, content), tmp_path / "out").runs[1]
-    process = small.forked.Process(target=run_locally, args=(run,))
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_processes_of_runs_end_with_the_command_however_that_ends(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = with_(steps=1_000_000, gym_packages=["campaigns_for_tests"], checkpoints={"every": 32}, variants={"ppo": PPO})
+    file, out = written(tmp_path, content), tmp_path / "out"
+    run = read_campaign(file, out).runs[0]
+    monkeypatch.setattr(sys, "argv", ["campaign", str(file), "--out", str(out)])
+    process = small.forked.Process(target=main)
     process.start()
-    small.wait_until(lambda: (Path(run.folder) / PROGRESS).exists())
-    assert small.kill(process, 0.0)
+    small.wait_until(lambda: state_of(run).timesteps > 0)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60.0)
+    assert process.exitcode == (130 if number == signal.SIGTERM else -number)
     with locked(run, seconds_to_wait=20.0):  # which waits for the end of the run's process
         pass
     assert state_of(run).status == "partial" and not (Path(run.folder) / FAILURE).exists()
+    assert (out / "results.csv").exists() == (number == signal.SIGTERM), "one can see how far it is"
 
 
 @pytest.mark.parametrize("file", CAMPAIGNS, ids=lambda file: file.stem)

@@ -1,5 +1,6 @@
 """Runs of a campaign: what their numbers depend on, and what they do not depend on."""
 
+import pickle
 import random
 from copy import deepcopy
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import campaigns_for_tests as small
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
@@ -14,7 +16,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_diffusion.experiments import checkpoints, training
-from sb3_diffusion.experiments.checkpoints import checkpoints_in
+from sb3_diffusion.experiments.building import RunManager
+from sb3_diffusion.experiments.checkpoints import checkpoints_in, end_trajectories
 from sb3_diffusion.experiments.folders import RESULT, state_of
 from sb3_diffusion.experiments.plan import Evaluation, Run
 
@@ -194,3 +197,39 @@ def test_seconds_are_those_of_training_alone(tmp_path: Path, monkeypatch: pytest
         assert watch.seconds() == 12.0
     now[0] += 3.0
     assert watch.seconds() == 15.0
+
+
+def test_normalisation_statistics_go_on_over_a_checkpoint(tmp_path: Path) -> None:
+    run = small.campaign(tmp_path, {"ppo": VARIANTS["ppo"]}, checkpoints={"every": 32}, steps=128).runs[0]
+    training.train(run)
+    with (Path(run.folder) / "vecnormalize.pkl").open("rb") as file:
+        statistics = pickle.load(file)
+    # A row for every step of both environments and for the reset at the start and at each of three checkpoints
+    assert statistics.obs_rms.count == pytest.approx(128 + 4 * 2, abs=0.1)
+    assert statistics.ret_rms.count == pytest.approx(128, abs=0.1)
+
+
+def test_a_checkpoint_has_no_unfinished_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small.campaign(tmp_path, {"sac": VARIANTS["sac"]}, checkpoints={"every": 46}).runs[0]
+    killed_run(run, monkeypatch, training, "restart")
+    with (checkpoints_in(Path(run.folder))[0] / "replay_buffer.pkl").open("rb") as file:
+        buffer = pickle.load(file)
+    assert len(buffer.timeouts) == 46 < buffer.buffer_size, "only what is filled"
+    assert np.flatnonzero(buffer.timeouts).tolist() == [9, 19, 29, 39, 45], "episodes have 10 steps"
+
+
+@pytest.mark.parametrize("kind", ["plain", "terminal", "little memory", "hindsight"])
+def test_an_unfinished_episode_in_the_replay_buffer_counts_as_truncated_at_a_checkpoint(kind: str, tmp_path: Path) -> None:
+    env_id, variant = KINDS.get(kind, ("Short-v0", VARIANTS["sac"]))
+    run = small.campaign(tmp_path, {"any": variant}, environments=[env_id]).runs[0]
+    model: Any = RunManager(run).create_model()
+    model.learn(6 if kind == "hindsight" else 24)  # episodes have 7 steps, or 10
+    buffer, last = model.replay_buffer, model.replay_buffer.pos - 1
+    if kind == "terminal":
+        buffer.dones[last] = True
+    end_trajectories(model)
+    assert buffer.dones[last] == 1
+    timeouts = {"plain": 1, "hindsight": 1, "terminal": 0, "little memory": 0}
+    assert buffer.timeouts[last] == timeouts[kind], "the value of the next observation counts"
+    if kind == "hindsight":
+        assert buffer.ep_length[last] == 6, "the episode can be sampled"

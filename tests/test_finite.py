@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite_act_nowhere_and_take_no_good_files_place(al
 @pytest.mark.parametrize("algorithm", ALL)
 def test_a_loss_that_is_not_finite_ends_training_by_its_name(algorithm: Any) -> None:
     # A step of 1e30 is no longer a direction: the next losses overflow.
-    with pytest.raises(ValueError, match=r"(loss of update \d+ of \d+|weights are|the loss) .*not finite"):
+    with pytest.raises(ValueError, match=r"(loss is|weights are) not finite"):
         make(algorithm, StrictBoxEnv(), learning_rate=1e30).learn(200)
 
 
@@ -170,7 +170,7 @@ def test_data_that_came_from_elsewhere_is_named_as_the_cause(algorithm: Any, sto
     getattr(model.replay_buffer, stored)[:20] = NAN
     with pytest.raises(
         ValueError,
-        match=rf"the replay buffer's entry in {stored} is not finite: nan at index \(0, 0.*.*loss of update 1 of 3 is",
+        match=rf"the replay buffer's entry in {stored} is not finite: nan at index \(0, 0.*",
     ):
         model.train(3, 8)
 

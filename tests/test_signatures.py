@@ -4,10 +4,10 @@ import inspect
 from typing import Any
 
 import pytest
-from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY
+from conftest import ALGORITHMS, BASES, SMALL, SMALL_ON_POLICY
 from envs_for_tests import CountingExtractor, StrictBoxEnv
 from gymnasium import spaces
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_diffusion import DiffPPO
@@ -22,6 +22,11 @@ SPACES = {
 }
 
 
+def base(algorithm: Any) -> Any:
+    """The algorithm that ours extends."""
+    return PPO if algorithm is DiffPPO else BASES[algorithm]
+
+
 def make(algorithm: Any, **kwargs: Any) -> Any:
     return algorithm("MlpPolicy", StrictBoxEnv(), **(SMALL_ON_POLICY if algorithm is DiffPPO else SMALL) | kwargs)
 
@@ -30,7 +35,8 @@ def make(algorithm: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize("alias", ALIASES)
 def test_every_policy_shows_each_argument_that_the_one_of_stable_baselines3_shows(algorithm: Any, alias: str) -> None:
     shown = inspect.signature(algorithm.policy_aliases[alias]).parameters
-    theirs = inspect.signature((PPO if algorithm is DiffPPO else SAC).policy_aliases[alias]).parameters
+    aliases = base(algorithm).policy_aliases  # CrossQ has one only
+    theirs = inspect.signature(aliases.get(alias, aliases["MlpPolicy"])).parameters
     assert [name for name in shown if name in theirs] == list(theirs)
     assert {"diffusion_steps", "kernel", "noise_schedule"} <= set(shown)
     kinds = {parameter.kind for parameter in shown.values()}
@@ -41,7 +47,7 @@ def test_every_policy_shows_each_argument_that_the_one_of_stable_baselines3_show
 @pytest.mark.parametrize("algorithm", ALL)
 def test_every_algorithm_shows_each_argument_that_the_one_of_stable_baselines3_shows_in_its_order(algorithm: Any) -> None:
     shown = inspect.signature(algorithm).parameters
-    theirs = inspect.signature(PPO if algorithm is DiffPPO else SAC).parameters
+    theirs = inspect.signature(base(algorithm)).parameters
     assert [name for name in shown if name in theirs] == list(theirs)
 
 

@@ -1,7 +1,8 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,7 +63,7 @@ AnyActor = TypeVar("AnyActor", bound="DiffusionActor")
 Tensors = TypeVar("Tensors", bound=th.Tensor | tuple)
 
 
-def cheap_without_gradients(method: Callable[[AnyActor, th.Tensor], Tensors]) -> Callable[[AnyActor, th.Tensor], Tensors]:
+def cheap_without_gradients(method: Callable[..., Tensors]) -> Callable[..., Tensors]:
     """
     A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
     cheaper than under ``no_grad``. The result, a tensor or a named tuple of tensors, is an ordinary one. Features come from
@@ -70,12 +71,12 @@ def cheap_without_gradients(method: Callable[[AnyActor, th.Tensor], Tensors]) ->
     """
 
     @wraps(method)
-    def call(self: AnyActor, features: th.Tensor) -> Tensors:
+    def call(self: "DiffusionActor", features: th.Tensor, *args: th.Tensor | None) -> Tensors:
         # Compiled code keeps views of buffers for later calls, which must not be tensors of inference mode.
         if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
-            return method(self, features)
+            return method(self, features, *args)
         with th.inference_mode():
-            result: Any = method(self, features)
+            result: Any = method(self, features, *args)
         if isinstance(result, tuple):
             return type(result)(*(part.clone() for part in result))  # type: ignore[return-value]
         return result.clone()
@@ -192,7 +193,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         min_heads, max_heads = bounds.repeat_interleave(self.action_dim, dim=0).unbind(dim=1)
         self.register_buffer("min_heads", min_heads, persistent=False)
         self.register_buffer("max_heads", max_heads, persistent=False)
-        self.denoiser = StepConditionedMLP(
+        self.denoiser = self._make_denoiser(
             features_dim, self.action_dim, diffusion_steps, len(min_heads), net_arch, activation_fn, prior_std
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
@@ -210,6 +211,14 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         )
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    def _make_denoiser(self, *args: Any) -> StepConditionedMLP:
+        return StepConditionedMLP(*args)
+
+    @contextmanager
+    def all_steps_learn(self) -> Iterator[None]:
+        """While all of the actor is trained by maximum likelihood; for actors of which parts are frozen otherwise."""
+        yield
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -286,14 +295,16 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         return lambda latents, k: self.denoise(condition, latents, k)
 
     @cheap_without_gradients
-    def sample_actions(self, features: th.Tensor) -> th.Tensor:
+    def sample_actions(self, features: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         """
         The actions of :meth:`sample` alone, for the same random numbers.
 
         :param features: (B, features_dim)
+        :param noise: (K + 1, B, d) standard normal, drawn from the global generator if not given
         :return: (B, d), in [-1, 1] if squashed
         """
-        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, self._chain_noise(features))
+        noise = self._chain_noise(features) if noise is None else noise
+        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, noise)
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
@@ -390,7 +401,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         condition = condition.repeat(n_chains, 1)
         noise = noise.unsqueeze(2).expand(-1, -1, n_states, -1).flatten(1, 2)
         ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule, self.prior_std, noise)
-        return ends.unflatten(0, (n_chains, n_states))
+        return ends.reshape(n_chains, -1, self.action_dim)
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:

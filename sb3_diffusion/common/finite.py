@@ -158,37 +158,32 @@ class FiniteMixin(BaseAlgorithm):
 
     def mean_losses(self, losses: dict[str, list[th.Tensor]]) -> Iterator[tuple[str, float]]:
         """
-        :param losses: of one call of ``train``, by name: scalars, one of each update
-        :return: names and means over the updates
+        :param losses: scalars of a call of ``train``, by name; one of each gradient step that computed it
+        :return: names and means
         :raises NotFinite: if one is not finite, naming the first
         """
-        if not losses:
-            return iter(())
-        # One transfer from the device
         means = th.stack([th.stack(values).mean() for values in losses.values()]).tolist()
         if not np.isfinite(means).all():
-            self._explain({name: th.stack(values).cpu().numpy() for name, values in losses.items()})
+            raise NotFinite(
+                f"Training after environment step {self.num_timesteps} and {self._n_updates} updates: {self._cause(losses)}"
+            )
         return zip(losses, means, strict=True)
 
-    def _explain(self, losses: dict[str, np.ndarray]) -> None:
-        """:raises NotFinite: naming what was not finite first: what the losses were computed from, or the first of them"""
-        problem = None
+    def _cause(self, losses: dict[str, list[th.Tensor]]) -> str:
+        """What was not finite first: what the losses were computed from, or the first of them."""
+        buffer: Any = getattr(self, "replay_buffer", None)
         for stored in ("rewards", "observations", "next_observations"):
-            buffer: Any = getattr(self, "replay_buffer", None)
-            if problem is None and hasattr(buffer, stored):
-                problem = first_not_finite(f"replay buffer's entry in {stored}", getattr(buffer, stored))
-        first = {
-            name: np.argmax(~np.isfinite(values)) / len(values)
-            for name, values in losses.items()
-            if not np.isfinite(values).all()
-        }
-        name = min(first, key=lambda name: first[name])
-        update = round(first[name] * len(losses[name]))
-        loss = f"the {name} of update {update + 1} of {len(losses[name])} is not finite: {losses[name][update]}"
-        raise NotFinite(
-            f"Training after environment step {self.num_timesteps} and {self._n_updates} updates: "
-            + (f"{problem}, so {loss}" if problem else f"{loss}; a smaller learning_rate may help")
-        )
+            problem = first_not_finite(f"replay buffer's entry in {stored}", getattr(buffer, stored, ()))
+            if problem is not None:
+                return problem
+        first: list[tuple[float, str]] = []
+        for name, values in losses.items():
+            numbers = th.stack(values).cpu().numpy()
+            for step in (~np.isfinite(numbers)).nonzero()[0][:1]:
+                what = f"the {name} is not finite: {numbers[step]} at update {step + 1} of {len(numbers)}"
+                first.append((step / len(numbers), what))
+        what = min(first)[1] if first else f"the losses overflow: {', '.join(losses)}"
+        return f"{what}; a smaller learning_rate may help"
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_finite_env"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 
@@ -25,14 +26,15 @@ from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, gradients_of, trainable
 from sb3_diffusion.common.objectives import OBJECTIVES, Objective
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
+from sb3_diffusion.common.temperature import follow_ent_coef
 from sb3_diffusion.common.validation import (
+    check_action_span,
     check_choice,
     check_common_arguments,
     check_dict,
     check_number,
     check_policy_class,
     check_schedule,
-    scheduled,
 )
 
 Evaluation = tuple[SampledChains, th.Tensor, dict[str, th.Tensor], Gradients]
@@ -72,6 +74,8 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
     def _check_arguments(self) -> None:
         check_common_arguments(self)
         check_policy_class(self.policy_class, self.policy_aliases["MlpPolicy"])
+        if isinstance(self.action_space, spaces.Box):  # others are the base's to refuse
+            check_action_span(self.action_space)
         check_number("buffer_size", self.buffer_size, 1, integer=True)
         check_number("learning_starts", self.learning_starts, 0, integer=True)
         check_number("batch_size", self.batch_size, 1, integer=True)
@@ -146,9 +150,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """The base's ``train`` with the losses of the class docstring."""
         self.policy.set_training_mode(True)
-        if callable(self.ent_coef):
-            exclusive = self._objective().needs_temperature
-            self.ent_coef_tensor.fill_(scheduled("ent_coef", self.ent_coef, self._current_progress_remaining, exclusive))
+        follow_ent_coef(self, exclusive=self._objective().needs_temperature)
         critic_optimizers, others = [self.critic.optimizer], self._evaluation_optimizers()
         actor_optimizers = self._improvement_optimizers()
         self._update_learning_rate([*critic_optimizers, *others, self.actor.optimizer])
@@ -180,6 +182,8 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if not logged:
+            return
         for name, value in self.mean_losses(logged):
             self.logger.record(f"train/{name}", value)
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
-from sb3_diffusion.common.saving import DiffusionStateMixin
+from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 
 # The arguments of a policy that are its actor's own (DiffusionActor)
 DIFFUSION_ARGUMENTS = (
@@ -33,6 +33,7 @@ class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePoli
     """
 
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
     actor: DiffusionActor
     critic: Any
     diffusion_value: StepConditionedMLP | None
@@ -43,6 +44,7 @@ class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePoli
     share_features_extractor: bool
 
     def _build(self, lr_schedule: Schedule) -> None:
+        refuse_other_loaders()
         super()._build(lr_schedule)  # type: ignore[misc]
         if hasattr(self, "critic_target"):
             # Nobody differentiates by the target's weights: autograd need not keep what that would take.

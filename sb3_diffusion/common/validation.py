@@ -9,6 +9,9 @@ from functools import wraps
 from numbers import Integral
 from typing import Any, ParamSpec
 
+import numpy as np
+from gymnasium import spaces
+
 Parameters = ParamSpec("Parameters")
 LARGEST_SEED = 2**32 - 1  # NumPy's
 SDE_ARGUMENTS = dict(sde_sample_freq=-1, use_sde_at_warmup=False)
@@ -123,6 +126,20 @@ def check_policy_class(policy: Any, allowed: type) -> None:
     """
     if not (isinstance(policy, type) and issubclass(policy, allowed)):
         raise ValueError(f"policy={policy!r} has not the networks this needs; allowed: subclasses of {allowed.__name__}")
+
+
+def check_action_span(space: spaces.Box) -> None:
+    """
+    Refuse a box that cannot be scaled to [-1, 1] and back, as SB3 does it, in the numbers that it is made of.
+
+    :raises ValueError: naming the space
+    """
+    if not (space.low < space.high).all():
+        raise ValueError(f"action_space={space}: every upper bound must lie above the lower one")
+    with np.errstate(over="ignore"):
+        span = (space.high - space.low).astype(np.float64)
+    if not np.allclose(span, space.high.astype(np.float64) - space.low.astype(np.float64), rtol=1e-2):
+        raise ValueError(f"action_space={space}: the difference of its bounds is too large for {space.dtype}")
 
 
 def check_schedule(name: str, schedule: Callable[[float], float], exclusive: bool = False) -> None:

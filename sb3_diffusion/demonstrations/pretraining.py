@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import configure_logger, update_learning_rat
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.finite import NotFinite
 from sb3_diffusion.common.validation import LARGEST_SEED, check_number, check_schedule, scheduled
 from sb3_diffusion.demonstrations.checks import has_statistics, statistics
 from sb3_diffusion.demonstrations.columns import in_pieces, take
@@ -209,7 +210,7 @@ class PretrainingMixin(BaseAlgorithm):
     reference_actor: DiffusionActor | None = None
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        super()._setup_model()  # type: ignore[safe-super]
         if self.reference_kl_coef is not None:
             # A loaded model: its weights come next.
             self.set_reference(self.reference_kl_coef)
@@ -298,7 +299,8 @@ class PretrainingMixin(BaseAlgorithm):
         :param tb_log_name: the folder for TensorBoard
         :param progress_bar: a bar that counts updates, with tqdm and rich
         :return: the model
-        :raises ValueError: for an argument out of range, for demonstrations that do not fit, and for a loss that is not finite
+        :raises ValueError: for an argument out of range, and for demonstrations that do not fit
+        :raises NotFinite: for a loss that is not finite
         """
         check_number("n_epochs", n_epochs, 1, integer=True)
         check_number("batch_size", batch_size, 1, integer=True)
@@ -332,7 +334,7 @@ class PretrainingMixin(BaseAlgorithm):
         }
         parameters_before = copy.deepcopy(self.get_parameters())
         try:
-            with seeded(seed):
+            with seeded(seed), self.policy.actor.all_steps_learn():  # type: ignore[operator, union-attr]
                 data.fit_normalization()
                 if not self._custom_logger:
                     self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name)
@@ -352,7 +354,7 @@ class PretrainingMixin(BaseAlgorithm):
                 if critic_warmup_steps:
                     self._warm_up_critics(demonstrations, critic_warmup_steps)
         except BaseException:
-            self.set_parameters(parameters_before)
+            self.set_parameters(parameters_before)  # type: ignore[arg-type]
             if data.vec_normalize is not None:
                 vars(data.vec_normalize).update(statistics_before)
             raise
@@ -419,7 +421,7 @@ class PretrainingMixin(BaseAlgorithm):
                     bar.update()
             mean_loss = th.stack(losses).mean().item()
             if not math.isfinite(mean_loss):
-                raise ValueError(f"the loss of epoch {epoch} is {mean_loss}; a smaller learning_rate than {rate:g} may help")
+                raise NotFinite(f"The loss of epoch {epoch} is {mean_loss}; a smaller learning_rate than {rate:g} may help")
 
             self.logger.record("pretrain/loss", mean_loss)
             if len(validation_rows):

@@ -19,7 +19,6 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.critics import without_branches
 from sb3_diffusion.common.networks import fused_by_default
 from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
-from sb3_diffusion.common.saving import refuse_other_loaders
 from sb3_diffusion.common.validation import (
     check_choice,
     check_network_arguments,
@@ -85,15 +84,14 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
         state_dependent_readout: bool = True,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
-        refuse_other_loaders()
-        warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
-        if features_extractor_class is None:
-            features_extractor_class = self.default_features_extractor_class
         check_choice("batch_norm", batch_norm, (False, True))
         check_number("batch_norm_momentum", batch_norm_momentum, 0, 1, exclusive=True)
         check_number("batch_norm_eps", batch_norm_eps, 0, exclusive=True)
         check_number("renorm_warmup_steps", renorm_warmup_steps, 0, integer=True)
+        warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
         check_number("n_critics", n_critics, 1, integer=True)
+        if features_extractor_class is None:
+            features_extractor_class = self.default_features_extractor_class
         check_network_arguments(
             net_arch,
             activation_fn,

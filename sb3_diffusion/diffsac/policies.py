@@ -16,7 +16,6 @@ from torch import nn
 
 from sb3_diffusion.common.networks import fused_by_default
 from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
-from sb3_diffusion.common.saving import refuse_other_loaders
 from sb3_diffusion.common.validation import check_network_arguments, check_number, warn_without_effect, with_hints
 
 
@@ -65,11 +64,10 @@ class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
         state_dependent_readout: bool = True,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
-        refuse_other_loaders()
         warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
+        check_number("n_critics", n_critics, 1, integer=True)
         if features_extractor_class is None:
             features_extractor_class = self.default_features_extractor_class
-        check_number("n_critics", n_critics, 1, integer=True)
         check_network_arguments(
             net_arch,
             activation_fn,

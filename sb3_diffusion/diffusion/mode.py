@@ -80,7 +80,7 @@ def unexplained_share(ends: th.Tensor, residual: th.Tensor) -> th.Tensor:
     :param residual: (8, 8), :func:`probe_residual`
     :return: (B,), from 0 for a Gaussian policy to about 1; nan where all ends are the same
     """
-    unexplained = (residual @ ends.flatten(1)).square().mean(dim=0).reshape(ends.shape[1:])
+    unexplained = (residual @ ends.flatten(1)).square().mean(dim=0).view_as(ends[0])
     variance = ends.var(dim=0, correction=0)
     return (unexplained / (variance + UNEXPLAINED_DAMPING * variance.mean(dim=1, keepdim=True))).amax(dim=1)
 
@@ -108,6 +108,18 @@ def neighbour_distance(distances: th.Tensor, n: int) -> th.Tensor:
     return distances.topk(n, dim=-1, largest=False).values[..., -1:]
 
 
+def distances(points: th.Tensor, others: th.Tensor) -> th.Tensor:
+    """
+    ``torch.cdist`` in operations that every exporter knows.
+
+    :param points: (B, m, d)
+    :param others: (B, n, d)
+    :return: (B, m, n)
+    """
+    squares = points.square().sum(dim=2, keepdim=True) + others.square().sum(dim=2).unsqueeze(1)
+    return (squares - 2 * points @ others.transpose(1, 2)).clamp(min=0).sqrt()
+
+
 def mode_of_samples(ends: th.Tensor) -> th.Tensor:
     """
     The centre of a mode of what the samples are drawn from.
@@ -122,20 +134,21 @@ def mode_of_samples(ends: th.Tensor) -> th.Tensor:
     """
     dim = ends.shape[2]
     mean = ends.mean(dim=1, keepdim=True)
+    ends = ends - mean  # also for the precision of the distances
     # Of a point of the sample, its own distance of zero comes first.
-    radii = neighbour_distance(th.cdist(ends, ends), N_MODE_NEIGHBOURS + 1).squeeze(2)
-    mean_radius = neighbour_distance(th.cdist(mean, ends), N_MODE_NEIGHBOURS).flatten()
+    radii = neighbour_distance(distances(ends, ends), N_MODE_NEIGHBOURS + 1)[..., 0]
+    mean_radius = neighbour_distance(distances(th.zeros_like(mean), ends), N_MODE_NEIGHBOURS)[:, 0, 0]
     centre = ends.gather(1, radii.argmin(dim=1).reshape(-1, 1, 1).expand_as(mean))
     reach = MODE_REACH_RATIO + MODE_REACH_MARGIN / dim
     for _ in range(3):
-        distances = th.cdist(centre, ends)
-        within = (distances <= reach * neighbour_distance(distances, N_MODE_NEIGHBOURS)).to(ends.dtype)
+        away = distances(centre, ends)
+        within = (away <= reach * neighbour_distance(away, N_MODE_NEIGHBOURS)).to(ends.dtype)
         centre = within @ ends / within.sum(dim=2, keepdim=True)
     ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / dim
-    median_radius = neighbour_distance(radii, (radii.shape[1] + 1) // 2).squeeze(1)
-    between_modes = mean_radius > ratio * median_radius
-    between_modes |= cut_share(((ends - mean) @ (centre - mean).mT).squeeze(2)) < MODE_CUT_SHARE
-    return th.where(between_modes.reshape(-1, 1, 1), centre, mean).squeeze(1)
+    median_radius = neighbour_distance(radii, (radii.shape[1] + 1) // 2)[:, 0]
+    lonely = mean_radius > ratio * median_radius
+    between_modes = lonely | (cut_share((ends @ centre.transpose(1, 2))[..., 0]) < MODE_CUT_SHARE)
+    return (mean + th.where(between_modes.reshape(-1, 1, 1), centre, 0.0))[:, 0]
 
 
 def find_mode(
@@ -170,7 +183,7 @@ def find_mode(
 
     probed = in_chunks(probe, states, PROBED_STATES)
     centre, unexplained = probed[:, :-1], probed[:, -1]
-    doubtful = (unexplained > MAX_UNEXPLAINED_SHARE).nonzero().squeeze(1)
+    doubtful = (unexplained > MAX_UNEXPLAINED_SHARE).nonzero()[:, 0]
     if not tracing and len(doubtful) == 0:
         return centre
     found = in_chunks(lambda chunk: mode_of_samples(sample(chunk, noise).transpose(0, 1)), states[doubtful], SEARCHED_STATES)

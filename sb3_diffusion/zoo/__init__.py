@@ -3,7 +3,7 @@ The library's algorithms in rl-zoo3.
 
 rl-zoo3 has no plug-in mechanism; its commands look ``--algo`` up in the dictionary ``rl_zoo3.ALGOS`` when they are called.
 ``python -m sb3_diffusion.train`` and ``python -m sb3_diffusion.enjoy`` put ours there and then call rl-zoo3's own commands.
-For ``-optimize`` it has two more dictionaries. ``python -m rl_zoo3.train`` itself cannot know them.
+For ``-optimize`` it has two more dictionaries.
 """
 
 import argparse
