@@ -192,17 +192,23 @@ def imitate_with_a_gaussian(model: SAC, demonstrations: Demonstrations, n_epochs
     model.actor.optimizer.load_state_dict(state)
 
 
-class Curve(BaseCallback):
-    """Evaluates every so many steps, and once before the first."""
+def described(values: dict[str, float]) -> str:
+    return f"arrives {values['success']:.0%}, of these {values['left']:.0%} on the left, after {values['steps']:.1f} steps"
 
-    def __init__(self, every: int, n_episodes: int, blocked: str | None) -> None:
+
+class Curve(BaseCallback):
+    """Evaluates before the first step and then every so many, and says what it finds."""
+
+    def __init__(self, run: str, every: int, n_episodes: int, blocked: str | None) -> None:
         super().__init__()
-        self.every = every
+        self.run, self.every = run, every
         self.evaluate = partial(roll_out, n_episodes=n_episodes, blocked=blocked)
         self.rows: list[dict[str, float]] = []
 
     def _record(self) -> None:
-        self.rows.append({"timesteps": self.num_timesteps} | self.evaluate(self.model).summary())
+        values = self.evaluate(self.model).summary()
+        self.rows.append({"timesteps": self.num_timesteps} | values)
+        print(f"{self.run}, {self.num_timesteps} steps: {described(values)}", flush=True)
 
     def _on_training_start(self) -> None:
         self._record()
@@ -231,11 +237,13 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
         **OWN_SETTINGS[name],
     )
     n_episodes, stages, curves = options["evaluation_episodes"], {}, {}
+    run = f"{name}, seed {seed}"
+    print(f"{run}: imitates, then the critics learn from demonstrations", flush=True)
     imitate: Any = imitate_with_diffusion if isinstance(model, DiffSAC) else imitate_with_a_gaussian
     imitate(model, demonstrations, options["epochs"], options["warm_up"], seed)
     stages["demonstrations"], stages["imitation"] = summary(demonstrations), roll_out(model, n_episodes)
 
-    callback = Curve(options["every"], n_episodes // 2, None)
+    callback = Curve(f"{run}, fine-tuning", options["every"], n_episodes // 2, None)
     model.learn(options["steps"], callback=callback)
     stages["fine-tuned"], curves["fine-tuning"] = roll_out(model, n_episodes), callback.rows
 
@@ -245,7 +253,7 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     buffer.reset()
     buffer.share = 0.0
     model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked="left")))
-    callback = Curve(max(1, options["adaptation"] // 8), n_episodes // 2, "left")
+    callback = Curve(f"{run}, left blocked", max(1, options["adaptation"] // 8), n_episodes // 2, "left")
     model.learn(options["adaptation"], callback=callback)
     stages["adapted"], curves["adaptation"] = roll_out(model, n_episodes, "left"), callback.rows
 
@@ -258,11 +266,8 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
 def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
     settings = {"algorithm": name, "seed": seed, **options, **SETTINGS, **OWN_SETTINGS[name], "learning_rate": LEARNING_RATE}
     result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
-    stages = [
-        f"{stage}: {values['success']:.2f}, {values['left']:.2f}, {values['steps']:.1f}"
-        for stage, values in result["stages"].items()
-    ]
-    return f"{name}, seed {seed} (success, left, steps): " + "; ".join(stages)
+    stages = [f"  {stage}: {described(values)}" for stage, values in result["stages"].items()]
+    return "\n".join([f"{name}, seed {seed}", *stages])
 
 
 def draw_map(panel: Axes, blocked: bool) -> None:
