@@ -22,12 +22,14 @@ import copy
 import csv
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -41,10 +43,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion import DiffSAC
+from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
 from sb3_diffusion.envs.two_ways_round import LEFT, TwoWaysRound, WaypointController
-from sb3_diffusion.evaluation import remembered, run_all
+from sb3_diffusion.experiments.provenance import provenance
 
 ENV_ID = "TwoWaysRound-v0"
 DATASET_ID = "two-ways-round/waypoints-v0"
@@ -263,6 +266,20 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     return {"stages": {stage: rollouts.summary() for stage, rollouts in stages.items()}, "curves": curves}
 
 
+def remembered(path: Path, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returned the first time; refused if it was with other settings."""
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        content = json.loads(path.read_text())
+        if content["settings"] != settings:
+            raise ValueError(f"{path} was made with {content['settings']}, not {settings}; delete it or choose another folder")
+        return content["result"]
+    result = compute()
+    with replacing(path, ".json") as temporary:
+        temporary.write_text(json.dumps({"settings": settings, **provenance(), "result": result}, indent=1) + "\n")
+    return result
+
+
 def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
     settings = {"algorithm": name, "seed": seed, **options, **SETTINGS, **OWN_SETTINGS[name], "learning_rate": LEARNING_RATE}
     result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
@@ -348,7 +365,12 @@ def main() -> None:
     os.environ["MINARI_DATASETS_PATH"] = str((arguments.out / "minari").resolve())
     demonstrate(arguments.episodes)
     runs = [(name, seed) for name in arguments.algorithms for seed in arguments.seeds]
-    run_all(run_one, [(name, seed, options, arguments.out) for name, seed in runs], arguments.workers)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    finished = Parallel(arguments.workers, return_as="generator_unordered")(
+        delayed(run_one)(name, seed, options, arguments.out) for name, seed in runs
+    )
+    for line in finished:
+        print(line, flush=True)
     tabulate(arguments.out, runs)
     draw(arguments.out, arguments.algorithms, arguments.seeds[0], options)
     print(f"wrote {arguments.out}/two_ways_round.csv and .png")
