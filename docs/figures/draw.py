@@ -27,7 +27,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 def augmented_process() -> Figure:
     """One step of an environment as K + 1 states of the augmented decision process, for K = 3."""
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 3.1), dpi=120, layout="constrained")
     axes = figure.subplots()
     latents = ["$s,\\,x^3$", "$s,\\,x^2$", "$s,\\,x^1$"]
     for x, text in enumerate(latents):
@@ -36,22 +36,22 @@ def augmented_process() -> Figure:
     circle(axes, 4.6, 0, "$s',\\,x'^3$", BLUE)
     for x in range(2):
         arrow(axes, (x, 0), (x + 1, 0), BLUE)
-        arrow(axes, (x + 1, 0), (x, 0), ORANGE, bend=0.55)
-        axes.text(x + 0.5, 0.12, f"$q_\\theta(x^{2 - x}|x^{3 - x},s)$", ha="center", fontsize=10, color=BLUE)
-        axes.text(x + 0.5, -0.66, f"$\\pi(x^{3 - x}|x^{2 - x})$", ha="center", fontsize=10, color=ORANGE)
-        axes.text(x + 0.5, 0.62, f"$-\\tau\\,\\ell_{3 - x}$", ha="center", fontsize=11)
+        arrow(axes, (x + 1, 0), (x, 0), ORANGE, bend=-0.6)
+        axes.text(x + 0.5, 0.09, f"$q_\\theta(x^{2 - x}|x^{3 - x},s)$", ha="center", fontsize=10, color=BLUE)
+        axes.text(x + 0.5, -0.42, f"$\\pi(x^{3 - x}|x^{2 - x})$", ha="center", fontsize=10, color=ORANGE)
+        axes.text(x + 0.5, 0.42, f"$-\\tau\\,\\ell_{3 - x}$", ha="center", fontsize=11)
     arrow(axes, (2, 0), (3.3, 0), BLUE)
-    axes.text(2.65, 0.12, "$x^0$, read out", ha="center", fontsize=10, color=BLUE)
-    axes.text(2.65, 0.62, "$r(s,u)-\\tau\\,\\ell_1$", ha="center", fontsize=11)
+    axes.text(2.65, 0.09, "$x^0$, read out", ha="center", fontsize=10, color=BLUE)
+    axes.text(2.65, 0.42, "$r(s,u)-\\tau\\,\\ell_1$", ha="center", fontsize=11)
     arrow(axes, (3.3, 0), (4.6, 0), GREY)
-    axes.text(3.95, 0.12, "environment", ha="center", fontsize=10, color=GREY)
-    axes.text(-0.75, 0.62, "soft reward", ha="center", fontsize=10, color=GREY)
-    axes.text(-0.75, 0.12, "policy", ha="center", fontsize=10, color=BLUE)
-    axes.text(-0.75, -0.66, "noising", ha="center", fontsize=10, color=ORANGE)
-    axes.text(1, 0.95, "not discounted", ha="center", fontsize=10, color=GREY)
-    axes.text(3.95, 0.95, "discounted by $\\gamma$", ha="center", fontsize=10, color=GREY)
+    axes.text(3.95, 0.09, "environment", ha="center", fontsize=10, color=GREY)
+    axes.text(-0.75, 0.42, "soft reward", ha="center", fontsize=10, color=GREY)
+    axes.text(-0.75, 0.09, "policy", ha="center", fontsize=10, color=BLUE)
+    axes.text(-0.75, -0.42, "noising", ha="center", fontsize=10, color=ORANGE)
+    axes.text(1, 0.68, "not discounted", ha="center", fontsize=10, color=GREY)
+    axes.text(3.95, 0.68, "discounted by $\\gamma$", ha="center", fontsize=10, color=GREY)
     axes.set_xlim(-1.2, 5.1)
-    axes.set_ylim(-0.85, 1.1)
+    axes.set_ylim(-0.55, 0.85)
     axes.axis("off")
     return figure
 
