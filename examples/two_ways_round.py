@@ -37,6 +37,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import nn
+from torch.nn import functional as F
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.validation import check_number
@@ -47,12 +49,13 @@ from sb3_diffusion.evaluation import remembered, run_all
 ENV_ID = "TwoWaysRound-v0"
 DATASET_ID = "two-ways-round/waypoints-v0"
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"diffsac": DiffSAC, "sac": SAC}
+# An update of the actor for every two of the critics, which SAC does not know
+OWN_SETTINGS: dict[str, dict[str, Any]] = {"diffsac": dict(policy_delay=2), "sac": {}}
 LABELS = {"diffsac": "DiffSAC, diffusion", "sac": "SAC, Gaussian"}
-LEARNING_RATE = 1e-3
-IMITATION_BATCH = 256
-SETTINGS: dict[str, Any] = dict(
-    gamma=0.97, ent_coef=0.003, tau=0.01, batch_size=128, learning_starts=0, policy_kwargs=dict(net_arch=[128, 128])
-)
+IMITATION: dict[str, Any] = dict(batch_size=256, learning_rate=1e-3)
+LEARNING_RATE = 3e-4
+SETTINGS: dict[str, Any] = dict(gamma=0.97, ent_coef=0.003, tau=0.05, batch_size=128, gradient_steps=2, learning_starts=0)
+NET_ARCH = [128, 128]
 EVALUATION_ENVS, EVALUATION_SEED = 20, 1000
 COLUMNS = ("success", "left", "steps")
 STAGES = {
@@ -125,6 +128,7 @@ def demonstrate(n_episodes: int, seed: int = 0) -> None:
             author_email="none",
             code_permalink="examples/two_ways_round.py",
             algorithm_name="WaypointController",
+            eval_env=ENV_ID,
             description="A point goes round a wall, left or right at random.",
         )
     if found.n_episodes != n_episodes:
@@ -143,34 +147,49 @@ def summary(demonstrations: Demonstrations) -> Rollouts:
     return Rollouts(np.asarray(success), np.array(ways), demonstrations.episode_lengths, paths)
 
 
-def imitate_gaussian(model: SAC, demonstrations: Demonstrations, n_epochs: int, seed: int) -> None:
-    """What ``pretrain`` is for a diffusion policy: maximum likelihood of the demonstrated actions, for SAC's Gaussian."""
-    rng = np.random.default_rng(seed)
-    optimizer = th.optim.Adam(model.actor.parameters(), LEARNING_RATE)
-    n_updates = n_epochs * -(-len(demonstrations) // IMITATION_BATCH)
+class NormalizedReLU(nn.Module):
+    """Critics with layer normalisation do not rise where no data is (RLPD): without it, they lead through the wall."""
+
+    def forward(self, values: th.Tensor) -> th.Tensor:
+        return F.relu(F.layer_norm(values, values.shape[-1:]))
+
+
+def falling(progress_remaining: float) -> float:
+    return LEARNING_RATE * progress_remaining
+
+
+def imitate_with_diffusion(
+    model: DiffSAC, demonstrations: Demonstrations, n_epochs: int, critic_steps: int, seed: int
+) -> None:
+    model.pretrain(demonstrations, n_epochs, validation_fraction=0, critic_warmup_steps=critic_steps, seed=seed, **IMITATION)
+
+
+def imitate_with_a_gaussian(model: SAC, demonstrations: Demonstrations, n_epochs: int, critic_steps: int, seed: int) -> None:
+    """What ``pretrain`` does, for SAC: maximum likelihood of the demonstrated actions, then the critics on demonstrations."""
+    rng, batch_size = np.random.default_rng(seed), IMITATION["batch_size"]
+    optimizer = th.optim.Adam(model.actor.parameters(), IMITATION["learning_rate"])
+    n_updates = n_epochs * -(-len(demonstrations) // batch_size)
     schedule = th.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_updates)
+    distribution: Any = model.actor.action_dist
     for _ in range(n_updates):
-        rows = rng.integers(len(demonstrations), size=IMITATION_BATCH)
+        rows = rng.integers(len(demonstrations), size=batch_size)
         observations = model.policy.obs_to_tensor(demonstrations.observations_at(rows))[0]
         # tanh has no inverse on the bounds.
-        actions = th.as_tensor(demonstrations.scaled_actions_at(rows, model.action_space)).clamp(-0.99, 0.99)  # type: ignore[arg-type]
+        scaled = demonstrations.scaled_actions_at(rows, model.action_space).clip(-0.99, 0.99)  # type: ignore[arg-type]
         mean, log_std, _ = model.actor.get_action_dist_params(observations)
-        distribution: Any = model.actor.action_dist
-        loss = -distribution.proba_distribution(mean, log_std).log_prob(actions).mean()
+        loss = -distribution.proba_distribution(mean, log_std).log_prob(th.as_tensor(scaled)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-
-
-def warm_up_critics(model: Any, n_steps: int) -> None:
-    """Gradient steps on demonstrations alone, after each of which the actor is what it was."""
+    # SAC has no updates of the critics alone: the actor is put back after each. The agent has done nothing yet, so all of a
+    # batch are demonstrations.
     model.set_logger(configure(None, []))
-    actor, optimizer = copy.deepcopy(model.actor.state_dict()), copy.deepcopy(model.actor.optimizer.state_dict())
-    for _ in range(n_steps):
+    actor, state = copy.deepcopy(model.actor.state_dict()), copy.deepcopy(model.actor.optimizer.state_dict())
+    for _ in range(critic_steps):
         model.train(1, model.batch_size)
         model.actor.load_state_dict(actor)
-    model.actor.optimizer.load_state_dict(optimizer)
+    model.actor.optimizer.load_state_dict(state)
 
 
 class Curve(BaseCallback):
@@ -198,26 +217,24 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     """All stages of one run."""
     th.set_num_threads(1)
     demonstrations = Demonstrations.from_minari(DATASET_ID)
-    settings = copy.deepcopy(SETTINGS)  # SB3 writes into policy_kwargs
     model = ALGORITHMS[name](
         "MultiInputPolicy",
         make_vec_env(ENV_ID, seed=seed),
+        learning_rate=falling,
         seed=seed,
         device="cpu",
         buffer_size=options["steps"] + 1,
         replay_buffer_class=DemonstrationReplayBuffer,
         replay_buffer_kwargs=dict(demonstrations=demonstrations, share=0.5),
-        **settings,
+        policy_kwargs=dict(net_arch=NET_ARCH, activation_fn=NormalizedReLU),
+        **SETTINGS,
+        **OWN_SETTINGS[name],
     )
     n_episodes, stages, curves = options["evaluation_episodes"], {}, {}
-    if isinstance(model, DiffSAC):
-        model.pretrain(demonstrations, options["epochs"], IMITATION_BATCH, LEARNING_RATE, validation_fraction=0, seed=seed)
-    else:
-        assert isinstance(model, SAC)
-        imitate_gaussian(model, demonstrations, options["epochs"], seed)
+    imitate: Any = imitate_with_diffusion if isinstance(model, DiffSAC) else imitate_with_a_gaussian
+    imitate(model, demonstrations, options["epochs"], options["warm_up"], seed)
     stages["demonstrations"], stages["imitation"] = summary(demonstrations), roll_out(model, n_episodes)
 
-    warm_up_critics(model, options["warm_up"])
     callback = Curve(options["every"], n_episodes // 2, None)
     model.learn(options["steps"], callback=callback)
     stages["fine-tuned"], curves["fine-tuning"] = roll_out(model, n_episodes), callback.rows
@@ -239,7 +256,7 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
 
 
 def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
-    settings = {"algorithm": name, "seed": seed, **options, **SETTINGS}
+    settings = {"algorithm": name, "seed": seed, **options, **SETTINGS, **OWN_SETTINGS[name], "learning_rate": LEARNING_RATE}
     result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
     stages = [
         f"{stage}: {values['success']:.2f}, {values['left']:.2f}, {values['steps']:.1f}"
@@ -308,9 +325,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes")
     parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation")
-    parser.add_argument("--warm-up", type=int, default=2000, help="gradient steps of the critics before the fine-tuning")
-    parser.add_argument("--steps", type=int, default=30_000, help="environment steps of the fine-tuning")
-    parser.add_argument("--every", type=int, default=1000, help="steps between two evaluations of the fine-tuning")
+    parser.add_argument("--warm-up", type=int, default=4000, help="updates of the critics before the fine-tuning")
+    parser.add_argument("--steps", type=int, default=5000, help="environment steps of the fine-tuning")
+    parser.add_argument("--every", type=int, default=500, help="steps between two evaluations of the fine-tuning")
     parser.add_argument("--adaptation", type=int, default=2000, help="environment steps with the left way blocked")
     parser.add_argument("--evaluation-episodes", type=int, default=200, help="of an evaluation; half of it along the way")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), help="which to train")

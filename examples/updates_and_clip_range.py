@@ -58,7 +58,7 @@ def campaign(diffusion_steps: list[int], seeds: list[int], steps: int) -> dict[s
         "evaluation": {
             "every": max(1, steps // 20),
             "episodes": 10,
-            "metrics": ["sb3_diffusion.evaluation.metrics.update_size"],
+            "metrics": ["sb3_diffusion.experiments.metrics.update_size"],
         },
         "device": "cpu",
         "default": SETTINGS,

@@ -125,3 +125,14 @@ def test_the_library_neither_imports_pygame_nor_needs_it_before_it_draws(tmp_pat
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert 'pip install "gymnasium[classic-control]"' in finished.stdout
+
+
+def test_rl_zoo3s_enjoy_shows_the_environment_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("requests")
+    common = ("--algo", "diffsac", "--env", "MultiGoal2D-v0", "-f", "logs", "--device", "cpu")
+    for command, options in (("train", ("-n", "20", "--eval-freq", "-1")), ("enjoy", ("-n", "3"))):
+        finished = subprocess.run(
+            [sys.executable, "-m", f"sb3_diffusion.{command}", *common, *options], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+    assert "Loading logs" in finished.stdout and "warn" not in finished.stderr.lower()

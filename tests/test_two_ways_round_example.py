@@ -13,21 +13,18 @@ for package in ("gymnasium_robotics", "mujoco", "minari", "matplotlib"):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parents[1]
-FEW = (
-    "--episodes=4 --epochs=2 --warm-up=2 --steps=20 --every=10 --adaptation=16 --evaluation-episodes=2"
-).split()
+FEW = ("--episodes=4 --epochs=2 --warm-up=2 --steps=20 --every=10 --adaptation=16 --evaluation-episodes=2").split()
 
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The example as a module, with small networks, two environments, and no processes of its own."""
+    """The example as a module, with small networks and two environments."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.delitem(sys.modules, "two_ways_round", raising=False)
     module = importlib.import_module("two_ways_round")
     monkeypatch.setattr(module, "EVALUATION_ENVS", 2)
-    monkeypatch.setitem(module.SETTINGS, "policy_kwargs", dict(net_arch=[8]))
+    monkeypatch.setattr(module, "NET_ARCH", [8])
     monkeypatch.setitem(module.SETTINGS, "batch_size", 8)
-    monkeypatch.setattr(module, "run_all", lambda function, jobs, workers: [print(function(*job)) for job in jobs])
     return module
 
 

@@ -1,7 +1,8 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -192,7 +193,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         min_heads, max_heads = bounds.repeat_interleave(self.action_dim, dim=0).unbind(dim=1)
         self.register_buffer("min_heads", min_heads, persistent=False)
         self.register_buffer("max_heads", max_heads, persistent=False)
-        self.denoiser = StepConditionedMLP(
+        self.denoiser = self._make_denoiser(
             features_dim, self.action_dim, diffusion_steps, len(min_heads), net_arch, activation_fn, prior_std
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
@@ -210,6 +211,14 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         )
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    def _make_denoiser(self, *args: Any) -> StepConditionedMLP:
+        return StepConditionedMLP(*args)
+
+    @contextmanager
+    def all_steps_learn(self) -> Iterator[None]:
+        """While all of the actor is trained by maximum likelihood; for actors of which parts are frozen otherwise."""
+        yield
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

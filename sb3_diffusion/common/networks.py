@@ -77,6 +77,48 @@ class StepConditionedMLP(nn.Module):
         return output.unflatten(0, shape) if several else output
 
 
+class PartlyFrozenMLP(StepConditionedMLP):
+    """
+    A :class:`StepConditionedMLP` whose last reverse steps learn while the earlier ones, with larger k, stay what they were
+    (DPPO, arXiv 2409.00588): those are evaluated by a frozen copy.
+
+    Parameters not listed are those of :class:`StepConditionedMLP`.
+
+    :param learned_steps: the steps 1 … ``learned_steps`` learn
+    """
+
+    def __init__(self, *args: Any, learned_steps: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.learned_steps = learned_steps
+        self.frozen = StepConditionedMLP(*args, **kwargs)
+        # Whether all steps learn, for the time being
+        self.thawed = False
+        self.freeze()
+
+    def freeze(self) -> None:
+        """From now on the earlier steps stay what the network makes of them at present."""
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("frozen.")}
+        self.frozen.load_state_dict(own)
+        self.frozen.requires_grad_(False)
+        self.thawed = False
+
+    def zero_output(self) -> None:
+        super().zero_output()
+        self.freeze()
+
+    def condition(self, features: th.Tensor) -> th.Tensor:
+        return th.cat([super().condition(features), self.frozen.condition(features)], dim=-1)
+
+    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
+        own, frozen = condition.chunk(2, dim=-1)
+        if self.thawed:
+            return super().forward(own, latents, steps)
+        if isinstance(steps, int):
+            return super().forward(own, latents, steps) if steps <= self.learned_steps else self.frozen(frozen, latents, steps)
+        learned = (steps <= self.learned_steps).unsqueeze(-1)
+        return th.where(learned, super().forward(own, latents, steps), self.frozen(frozen, latents, steps))
+
+
 def fused_by_default(optimizer_class: type[th.optim.Optimizer], optimizer_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     """
     :param optimizer_class: the optimizer

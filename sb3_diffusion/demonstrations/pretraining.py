@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import configure_logger, update_learning_rat
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.finite import NotFinite
 from sb3_diffusion.common.validation import LARGEST_SEED, check_number, check_schedule, scheduled
 from sb3_diffusion.demonstrations.checks import has_statistics, statistics
 from sb3_diffusion.demonstrations.columns import in_pieces, take
@@ -199,7 +200,55 @@ def falling(initial: float) -> Schedule:
 
 
 class PretrainingMixin(BaseAlgorithm):
-    """``pretrain``, for all algorithms whose policy has a :class:`~sb3_diffusion.common.actor.DiffusionActor`."""
+    """
+    ``pretrain`` and ``set_reference``, for all algorithms whose policy has a
+    :class:`~sb3_diffusion.common.actor.DiffusionActor`.
+    """
+
+    # What set_reference was given; None: no reference
+    reference_kl_coef: float | Schedule | None = None
+    reference_actor: DiffusionActor | None = None
+
+    def _setup_model(self) -> None:
+        super()._setup_model()  # type: ignore[safe-super]
+        if self.reference_kl_coef is not None:
+            # A loaded model: its weights come next.
+            self.set_reference(self.reference_kl_coef)
+
+    def set_reference(self, kl_coef: float | Schedule | None) -> None:
+        """
+        Pull the policy towards what it is now while it goes on learning: after :meth:`pretrain`, towards the imitator. The
+        actor's loss gets ``kl_coef Σ_k KL(q_ref ‖ q_θ)``, the divergence of the reverse kernels in closed form, at latents of
+        the present policy (docs/method.md, "The pull to a reference"). It keeps modes alive that the reward does not tell
+        apart. Logged: ``train/reference_kl`` in nats, of a whole chain.
+
+        :param kl_coef: in units of the reward per nat, ≥ 0; or a function of the remaining progress (1 … 0); None: no pull
+        :raises ValueError: for something else
+        """
+        if callable(kl_coef):
+            check_schedule("kl_coef", kl_coef)
+        elif kl_coef is not None:
+            check_number("kl_coef", kl_coef, 0)
+        self.reference_kl_coef = kl_coef
+        self.reference_actor = None
+        if kl_coef is not None:
+            actor: DiffusionActor = self.policy.actor  # type: ignore[assignment]
+            self.reference_actor = copy.deepcopy(actor)
+            self.reference_actor.requires_grad_(False)
+            self.reference_actor.set_training_mode(False)
+
+    def _current_reference_kl_coef(self) -> float:
+        coefficient = self.reference_kl_coef
+        if callable(coefficient):
+            return scheduled("kl_coef", coefficient, self._current_progress_remaining)
+        return 0.0 if coefficient is None else float(coefficient)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "reference_actor"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return (state_dicts if self.reference_actor is None else [*state_dicts, "reference_actor"]), tensors
 
     def pretrain(
         self: SelfPretraining,
@@ -211,6 +260,7 @@ class PretrainingMixin(BaseAlgorithm):
         patience: int | None = 20,
         average_decay: float = 0.999,
         boundary_width: float = 0.02,
+        critic_warmup_steps: int = 0,
         seed: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int = 1,
@@ -240,6 +290,8 @@ class PretrainingMixin(BaseAlgorithm):
         :param average_decay: share that an update leaves of the averaged weights, from 0 (no average) to below 1
         :param boundary_width: actions within this distance of -1 or 1, in tanh's units, count as on the bound, and are
             imitated as uniform over this interval: tanh has no inverse at the bound
+        :param critic_warmup_steps: updates of the critics and the diffusion value on the demonstrations afterwards, for the
+            imitator as it then is; their rewards and next observations must be known. Off-policy algorithms only
         :param seed: of the split, the order of the data and all noise; None: SB3's global generators, as they are
         :param callback: called after each epoch, with the averaged weights in the model: ``on_step`` counts epochs, and may
             stop the training. ``num_timesteps`` stands still
@@ -247,7 +299,8 @@ class PretrainingMixin(BaseAlgorithm):
         :param tb_log_name: the folder for TensorBoard
         :param progress_bar: a bar that counts updates, with tqdm and rich
         :return: the model
-        :raises ValueError: for an argument out of range, for demonstrations that do not fit, and for a loss that is not finite
+        :raises ValueError: for an argument out of range, and for demonstrations that do not fit
+        :raises NotFinite: for a loss that is not finite
         """
         check_number("n_epochs", n_epochs, 1, integer=True)
         check_number("batch_size", batch_size, 1, integer=True)
@@ -262,6 +315,7 @@ class PretrainingMixin(BaseAlgorithm):
             check_number("patience", patience, 1, integer=True)
         check_number("average_decay", average_decay, 0, 1 - 1e-9)
         check_number("boundary_width", boundary_width, 1e-5, 0.5)
+        check_number("critic_warmup_steps", critic_warmup_steps, 0, integer=True)
         if seed is not None:
             check_number("seed", seed, 0, LARGEST_SEED, integer=True)
         check_number("log_interval", log_interval, 1, integer=True)
@@ -271,14 +325,16 @@ class PretrainingMixin(BaseAlgorithm):
             raise ImportError("progress_bar=True needs tqdm and rich: pip install stable-baselines3[extra]")
         demonstrations.check(self)
 
+        if critic_warmup_steps:
+            self._check_critic_warmup(demonstrations)
+
         data = ImitationData(demonstrations, self, boundary_width)
-        actor: DiffusionActor = self.policy.actor  # type: ignore[assignment]
         statistics_before = {
             name: copy.deepcopy(value) for name, value in vars(data.vec_normalize or object).items() if name.endswith("_rms")
         }
-        weights_before = copy.deepcopy(actor.state_dict())
+        parameters_before = copy.deepcopy(self.get_parameters())
         try:
-            with seeded(seed):
+            with seeded(seed), self.policy.actor.all_steps_learn():  # type: ignore[operator, union-attr]
                 data.fit_normalization()
                 if not self._custom_logger:
                     self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name)
@@ -294,15 +350,24 @@ class PretrainingMixin(BaseAlgorithm):
                     log_interval,
                     progress_bar,
                 )
+                self._follow_actor()
+                if critic_warmup_steps:
+                    self._warm_up_critics(demonstrations, critic_warmup_steps)
         except BaseException:
-            actor.load_state_dict(weights_before)
+            self.set_parameters(parameters_before)  # type: ignore[arg-type]
             if data.vec_normalize is not None:
                 vars(data.vec_normalize).update(statistics_before)
             raise
         finally:
             self.policy.set_training_mode(False)
-        self._follow_actor()
         return self
+
+    def _check_critic_warmup(self, demonstrations: Demonstrations) -> None:
+        """:raises ValueError: unless this algorithm can warm up its critics on them"""
+        raise ValueError(f"critic_warmup_steps: {type(self).__name__} has no critics that learn from other policies' actions")
+
+    def _warm_up_critics(self, demonstrations: Demonstrations, n_steps: int) -> None:
+        raise NotImplementedError
 
     def _fit_actor(
         self,
@@ -356,7 +421,7 @@ class PretrainingMixin(BaseAlgorithm):
                     bar.update()
             mean_loss = th.stack(losses).mean().item()
             if not math.isfinite(mean_loss):
-                raise ValueError(f"the loss of epoch {epoch} is {mean_loss}; a smaller learning_rate than {rate:g} may help")
+                raise NotFinite(f"The loss of epoch {epoch} is {mean_loss}; a smaller learning_rate than {rate:g} may help")
 
             self.logger.record("pretrain/loss", mean_loss)
             if len(validation_rows):

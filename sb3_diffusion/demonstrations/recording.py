@@ -157,6 +157,7 @@ def record_episodes(
     if not (hasattr(policy, "predict") or callable(policy)):
         raise ValueError(f"policy={policy!r} must have a method predict or be callable")
     venv, vec_normalize = as_vec_env(env)
+    env_spec = spec_of(venv)
     action_space = venv.action_space
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"env has the action space {action_space}; allowed: Box")
@@ -165,19 +166,23 @@ def record_episodes(
         actor = PredictingActor(policy, deterministic, vec_normalize)
     else:
         actor = ControllingActor(policy, venv.num_envs, seed)
-    with seeded(seed), ColumnWriter(folder) as writer:
-        if seed is not None:
-            venv.seed(seed)
-        episode_lengths = _record(actor, venv, action_space, n_episodes, writer)
-        columns = {name: writer.columns(name) for name in ("observations", "actions", "rewards", "terminations")}
-        final_observations = writer.columns("final_observations")
+    try:
+        with seeded(seed), ColumnWriter(folder) as writer:
+            if seed is not None:
+                venv.seed(seed)
+            episode_lengths = _record(actor, venv, action_space, n_episodes, writer)
+            columns = {name: writer.columns(name) for name in ("observations", "actions", "rewards", "terminations")}
+            final_observations = writer.columns("final_observations")
+    finally:
+        if isinstance(env, str):
+            venv.close()
     return dict(
         **columns,
         final_observations=final_observations,
         episode_ends=np.cumsum(episode_lengths),
         observation_space=venv.observation_space,
         action_space=action_space,
-        env_spec=spec_of(venv),
+        env_spec=env_spec,
     )
 
 

@@ -1,6 +1,7 @@
 """The actor of DiffPPO: whole chains as sequences of decisions (docs/method.md, "DiffPPO")."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch as th
@@ -9,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion.common.actor import DiffusionActor, cheap_without_gradients
+from sb3_diffusion.common.networks import PartlyFrozenMLP, StepConditionedMLP
 from sb3_diffusion.common.scaling import BoxScalingMixin
+from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.diffusion import (
     KernelTables,
     gaussian_log_prob,
@@ -24,7 +27,7 @@ from sb3_diffusion.diffusion import (
 class DecisionKernels(NamedTuple):
     """
     The kernels of κ reverse steps of each of B chains and, in the last column, of the first decision ``a^K``: ``mean`` and
-    ``log_std`` (B, κ + 1, d) of the decision's Gaussian, without a gradient; its log-density ``log_prob`` (B, κ + 1), and
+    ``log_std`` (B, κ + 1, d) of the decision's Gaussian; its log-density ``log_prob`` (B, κ + 1), and
     ``noising_log_prob`` (B, κ + 1), ``log π(a^k | a^{k-1})``, which is 0 for ``a^K``. In nats.
     """
 
@@ -82,14 +85,50 @@ class DecidedChains(NamedTuple):
 class ChainActor(BoxScalingMixin, DiffusionActor):
     """
     :class:`~sb3_diffusion.common.actor.DiffusionActor` whose read-out's scale ``c`` is a parameter per action dimension, as
-    PPO's standard deviation, and which evaluates given chains decision by decision. The parameters are the same.
+    PPO's standard deviation, and which evaluates given chains decision by decision. Parameters not listed are the same.
+
+    :param finetune_steps: reinforcement learning trains the last so many reverse steps alone, ``finetune_steps … 1``; the
+        earlier ones, the read-out and the features extractor stay what they were at first, or what ``pretrain`` has made of
+        them (DPPO, arXiv 2409.00588). None: all learn
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, finetune_steps: int | None = None, **kwargs: Any) -> None:
+        self.finetune_steps = finetune_steps
         super().__init__(*args, **kwargs)
+        self.diffusion_kwargs["finetune_steps"] = finetune_steps
         if self.state_dependent_readout:
             del self.log_std
             self.log_std = nn.Parameter(th.zeros(self.action_dim))  # type: ignore[assignment]
+
+        self._train_all(finetune_steps is None)
+
+    def _make_denoiser(self, *args: Any) -> StepConditionedMLP:
+        if self.finetune_steps is None:
+            return super()._make_denoiser(*args)
+        diffusion_steps = args[2]
+        check_number("finetune_steps", self.finetune_steps, 1, diffusion_steps, integer=True)
+        return PartlyFrozenMLP(*args, learned_steps=self.finetune_steps)
+
+    def _train_all(self, mode: bool) -> None:
+        """Whether read-out and features extractor learn too."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("denoiser."):
+                parameter.requires_grad_(mode)
+
+    @contextmanager
+    def all_steps_learn(self) -> Iterator[None]:
+        denoiser = self.denoiser
+        if not isinstance(denoiser, PartlyFrozenMLP):
+            yield
+            return
+        denoiser.thawed = True
+        self._train_all(True)
+        try:
+            yield
+            denoiser.freeze()
+        finally:
+            denoiser.thawed = False
+            self._train_all(False)
 
     def readout(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         if not self.state_dependent_readout:
@@ -167,8 +206,8 @@ class ChainActor(BoxScalingMixin, DiffusionActor):
         log_std = log_std + readout_log_scale
         noising = noising_log_prob(before, taken, tables) - readout_log_scale.sum(dim=-1)
         return DecisionKernels(
-            read_out(mean.detach(), location.detach(), readout_log_scale.detach()),
-            log_std.detach(),
+            read_out(mean, location, readout_log_scale),
+            log_std,
             gaussian_log_prob(residual, log_std),
             F.pad(noising[:, :-1], (0, 1)),
         )

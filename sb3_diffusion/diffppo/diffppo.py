@@ -33,6 +33,7 @@ from sb3_diffusion.common.validation import (
     without_sde,
 )
 from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
+from sb3_diffusion.diffppo.actor import DecisionKernels
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_diffusion.diffusion import gaussian_kl
@@ -46,13 +47,17 @@ ENT_COEF_LEARNING_RATE = 0.05
 
 
 class MinibatchLosses(NamedTuple):
-    """The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each decision, (K + 1,)."""
+    """
+    The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each decision, (K + 1,); and the
+    divergence of the whole chain from the reference, a scalar, 0 without one.
+    """
 
     loss: th.Tensor
     policy_gradient_loss: th.Tensor
     value_loss: th.Tensor
     kl: th.Tensor
     clip_fraction: th.Tensor
+    reference_kl: th.Tensor
 
 
 class Coefficients(NamedTuple):
@@ -62,6 +67,7 @@ class Coefficients(NamedTuple):
     vf_coef: th.Tensor
     clip_range_vf: th.Tensor | None = None
     ent_coef: th.Tensor | None = None
+    reference_kl_coef: th.Tensor | None = None
 
 
 class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
@@ -87,6 +93,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
     :param torch_compile: compile the losses and their gradients with ``torch.compile`` at the first update: the same numbers
         in fewer operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training
         goes on
+    :param value_warmup: rollouts, at the start of training and after :meth:`pretrain`, on which only the value function is
+        trained: the policy moves when the advantages mean something
     :raises ValueError: for an argument out of range
     """
 
@@ -130,6 +138,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         latents_per_state: int | None = None,
         target_entropy: str | float = "auto",
         torch_compile: bool = False,
+        value_warmup: int = 0,
         _init_setup_model: bool = True,
     ):
         # PPO computes with these before anything is checked.
@@ -166,6 +175,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         self.latents_per_state = latents_per_state
         self.target_entropy = target_entropy
         self.torch_compile = torch_compile
+        self.value_warmup = value_warmup
+        self._n_trained_rollouts = 0
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Adam | None = None
         if _init_setup_model:
@@ -182,6 +193,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         check_number("n_epochs", self.n_epochs, 1, integer=True)
         check_number("gae_lambda", self.gae_lambda, 0, 1)
         check_number("vf_coef", self.vf_coef, 0)
+        check_number("value_warmup", self.value_warmup, 0, integer=True)
         if self.max_grad_norm != math.inf:
             check_number("max_grad_norm", self.max_grad_norm, 0, exclusive=True)
         for name, clip_range in (("clip_range", self.clip_range), ("clip_range_vf", self.clip_range_vf)):
@@ -282,7 +294,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         # A callback may have changed it since the rollout began.
         self.rollout_buffer.change_ent_coef(self._current_ent_coef())
         coefficients = self._current_coefficients()
-        parameters = trainable([self.policy.optimizer])
+        parameters = self._parameters_to_train()
         logged: list[MinibatchLosses] = []
         continue_training = True
 
@@ -307,7 +319,9 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             if not continue_training:
                 break
 
-        self._update_temperature()
+        if self._n_trained_rollouts >= self.value_warmup:
+            self._update_temperature()
+        self._n_trained_rollouts += 1
         self.mean_losses({name: [getattr(losses, name) for losses in logged] for name in MinibatchLosses._fields[:3]})
         means = MinibatchLosses(*(th.stack(values).nanmean(dim=0) for values in zip(*logged, strict=True)))
         # As in PPO, the divergence is that of the last epoch.
@@ -317,6 +331,22 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             if (value := getattr(coefficients, name)) is not None:
                 self.logger.record(f"train/{name}", value.item())
 
+    def _parameters_to_train(self) -> list[th.Tensor]:
+        """The policy's parameters; during the value warm-up those of the critic alone, and the others lose their gradients."""
+        parameters = trainable([self.policy.optimizer])
+        if self._n_trained_rollouts >= self.value_warmup:
+            return parameters
+        critic = {id(parameter) for parameter in self.policy.critic.parameters()}
+        if not self.policy.share_features_extractor:
+            critic |= {id(parameter) for parameter in self.policy.vf_features_extractor.parameters()}
+        for parameter in parameters:
+            parameter.grad = None
+        return [parameter for parameter in parameters if id(parameter) in critic]
+
+    def _follow_actor(self) -> None:
+        super()._follow_actor()
+        self._n_trained_rollouts = 0
+
     def _current_coefficients(self) -> Coefficients:
         """As tensors: a compiled function would be compiled again for every new number."""
         values = {"vf_coef": self.vf_coef}
@@ -325,6 +355,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
                 values[name] = scheduled(name, schedule, self._current_progress_remaining)  # type: ignore[arg-type]
         if self.rollout_buffer.ent_coef > 0:
             values["ent_coef"] = self.rollout_buffer.ent_coef
+        if self.reference_actor is not None:
+            values["reference_kl_coef"] = self._current_reference_kl_coef()
         return Coefficients(**{name: th.tensor(value, device=self.device) for name, value in values.items()})
 
     def _update_temperature(self) -> None:
@@ -349,7 +381,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         return MinibatchLosses(*(value.detach() for value in losses)), gradients
 
     def _losses(self, data: ChainRolloutSamples, coefficients: Coefficients) -> MinibatchLosses:
-        clip_range, vf_coef, clip_range_vf, ent_coef = coefficients
+        clip_range, vf_coef, clip_range_vf, ent_coef, reference_kl_coef = coefficients
         steps = self._choose_steps(len(data.packed))
         if steps is not None:
             data = data.at(steps)
@@ -377,12 +409,26 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             values = data.old_values + th.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
         value_loss = self._mean_over_decisions((values - data.returns).square())
         loss = loss + vf_coef * value_loss
+        reference_kl = value_loss.new_zeros(())
+        if reference_kl_coef is not None:
+            divergence = self._reference_divergence(data, kernels)
+            # In units of the reward, as the entropy
+            loss = loss + reference_kl_coef * divergence / scale
+            reference_kl = (self.policy.actor.diffusion_steps + 1) * divergence
 
         with th.no_grad():
             kl = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
             outside = ((ratio - 1).abs() > clip_range).float()
             kl, clip_fraction = self._per_decision(th.stack([kl, outside]), steps)
-        return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction)
+        return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction, reference_kl)
+
+    def _reference_divergence(self, data: ChainRolloutSamples, kernels: DecisionKernels) -> th.Tensor:
+        """``KL(q_ref ‖ q_θ)`` in closed form, its mean over the decisions."""
+        reference: Any = self.reference_actor
+        with th.no_grad():
+            features = reference.extract_features(data.observations, reference.features_extractor)
+            fixed = reference.evaluate_decisions(features, data.decisions)
+        return self._mean_over_decisions(gaussian_kl(fixed.mean, fixed.log_std, kernels.mean, kernels.log_std))
 
     def _log(self, means: MinibatchLosses) -> None:
         self.logger.record("train/loss", means.loss.item())
@@ -394,6 +440,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         for name, kl, clip_fraction in zip(names, means.kl.tolist(), means.clip_fraction.tolist(), strict=True):
             self.logger.record(f"train/approx_kl_{name}", kl)
             self.logger.record(f"train/clip_fraction_{name}", clip_fraction)
+        if self.reference_actor is not None:
+            self.logger.record("train/reference_kl", means.reference_kl.item())
         buffer = self.rollout_buffer
         # Of the policy that collected the rollout
         path_entropy = -float(buffer.path_log_probs[..., -1].mean())

@@ -72,7 +72,8 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
 
     Parameters not listed are those of :class:`stable_baselines3.common.policies.ActorCriticPolicy`; the diffusion's own are
-    explained in :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says
+    explained in :class:`~sb3_diffusion.common.actor.DiffusionActor`, ``finetune_steps`` in
+    :class:`~sb3_diffusion.diffppo.actor.ChainActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says
     otherwise.
 
     :param squash_output: actions are ``tanh(a^0)``, rescaled to the box; else ``a^0`` itself, clipped to the box as PPO's are
@@ -115,6 +116,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         learn_schedule: bool = False,
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
+        finetune_steps: int | None = None,
     ) -> None:
         refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
@@ -128,6 +130,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
+            finetune_steps=finetune_steps,
         )
         warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)

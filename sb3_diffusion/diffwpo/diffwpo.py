@@ -18,14 +18,14 @@ from sb3_diffusion.common.objectives.wasserstein import (
     MAX_LOG_KL_COEF,
     MIN_LOG_KL_COEF,
 )
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.common.validation import check_choice, check_number, wants_sde, with_hints, without_sde
+from sb3_diffusion.demonstrations.off_policy import OffPolicyPretrainingMixin
 from sb3_diffusion.diffwpo.policies import CnnPolicy, DiffusionWPOPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffWPO = TypeVar("SelfDiffWPO", bound="DiffWPO")
 
 
-class DiffWPO(DiffusionOffPolicyAlgorithm, TwinCritics, SAC):
+class DiffWPO(OffPolicyPretrainingMixin, TwinCritics, SAC):
     """
     Wasserstein policy optimisation (arXiv 2505.00663) of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffWPO"):
     :class:`~sb3_diffusion.DiffSAC` with another actor loss. From a stored latent ``x^k`` a decision ``a = x^{k-1}`` (for k = 1

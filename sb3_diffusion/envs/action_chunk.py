@@ -35,6 +35,8 @@ class ActionChunk(gym.Wrapper[Any, np.ndarray, Any, np.ndarray], gym.utils.Recor
     observations at which decisions are made, :class:`gymnasium.wrappers.FrameStackObservation` inside those of all steps; a
     video recorder inside films them all.
 
+    Demonstrations of single actions become demonstrations of chunks with :func:`sb3_diffusion.demonstrations.in_chunks`.
+
     :param env: environment whose action space is a Box
     :param length: actions in a chunk, ≥ 1
     :param gamma: γ, discount of an environment step, in [0, 1]

@@ -75,13 +75,25 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
     return losses
 
 
+def chain_kl(other: DiffusionActor, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents) -> th.Tensor:
+    """
+    ``Σ_k KL(q_other(· | x^k, s) ‖ q_θ)`` at latents of the present policy, in closed form, its mean over the states.
+
+    :param other: another actor, which gets no gradient
+    :param states: of the chains
+    :param kernel: of the present actor
+    :param kept: the latents
+    :return: a scalar in nats
+    """
+    with th.no_grad():
+        others = DecisionKernel(other, other.extract_features(states, other.features_extractor), kept)  # type: ignore[arg-type]
+    divergences = gaussian_kl(others.mean, others.log_std, kernel.mean, kernel.log_std)
+    return other.diffusion_steps * mean_over_steps(divergences, kernel.n_last, other.diffusion_steps)
+
+
 def trust_region_losses(model: Any, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents) -> dict[str, th.Tensor]:
     """The divergence from the older actor times its multiplier, and the multiplier's own loss."""
-    target = model.actor_target
-    with th.no_grad():
-        old = DecisionKernel(target, target.extract_features(states, target.features_extractor), kept)
-    divergences = gaussian_kl(old.mean, old.log_std, kernel.mean, kernel.log_std)
-    kl = model.actor.diffusion_steps * mean_over_steps(divergences, kernel.n_last, model.actor.diffusion_steps)
+    kl = chain_kl(model.actor_target, states, kernel, kept)
     kl_coef = model.log_kl_coef.exp().squeeze()
     return {
         "kl": kl.detach(),
