@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join((LIBRARIES + ' ' + STANDARD).split())})(\..*)?"),
     (r"py:class", rf"({'|'.join(BARE.split())})"),
     # Type variables and aliases
-    (r"py:.*", r"(.*\.)?(Self[A-Z]\w+|Result|TableRows|RewardFunction)"),
+    (r"py:.*", r"(.*\.)?(Self[A-Z]\w+|Result|TableRows|RewardFunction|Picture)"),
 ]
 
 
@@ -64,8 +64,8 @@ def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         return None
     domain, target = env.domains["py"], node["reftarget"]
     named = {name: entry for name, entry in domain.objects.items() if not entry.aliased}
-    # As written, or without the module that it is defined in
-    for ending in (target, target.rpartition(".")[2]):
+    # Of its own class, as written, or without the module that it is defined in
+    for ending in (f"{node.get('py:class')}.{target}", target, target.rpartition(".")[2]):
         found = {name: entry for name, entry in named.items() if f".{name}".endswith(f".{ending}")}
         if found:
             break

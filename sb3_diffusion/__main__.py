@@ -22,7 +22,9 @@ def usage() -> str:
     """What ``--help`` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: sb3-diffusion COMMAND [options]", "", *lines, "", "sb3-diffusion COMMAND --help lists its options."])
+    return "\n".join(
+        ["usage: sb3-diffusion COMMAND [options]", "", *lines, "", "sb3-diffusion COMMAND --help lists its options."]
+    )
 
 
 def main() -> None:

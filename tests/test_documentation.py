@@ -46,6 +46,7 @@ SOURCES = {
     "./run.sh test": ["run.sh"],
 }
 FEW_STEPS = "120"
+INDENTED = r"^    ((?:python |sb3-diffusion |\./run\.sh )(?:.*\\\n)*.*)$"
 
 
 def name_of(page: Path) -> str:
@@ -97,12 +98,16 @@ def test_the_yaml_blocks_of_a_page_can_be_read(page: Path) -> None:
 def commands(text: str) -> Iterator[str]:
     code = "\n".join(block.code for block in blocks(text) if block.language in ("bash", "sh"))
     without_blocks = re.sub(r"```[\s\S]*?```", "", text)
-    code += "\n" + "\n".join(re.findall(r"^    (python .*|sb3-diffusion .*|\./run\.sh .*)$", without_blocks, re.MULTILINE))
+    code += "\n" + "\n".join(re.findall(INDENTED, without_blocks, re.MULTILINE))
     # Inside tables and sentences, where a command names a file or a module
     code += "\n" + "\n".join(re.findall(r"`((?:python (?:-m )?|sb3-diffusion |\./run\.sh )[^`]+)`", without_blocks))
     for line in re.sub(r"\\\n", " ", code).splitlines():
         line = line.strip()
-        if line and not line.startswith("#") and not re.fullmatch(r"\w+=\S.*[:)]?\S*", line.split(" ./")[0].split(" python ")[0]):
+        if (
+            line
+            and not line.startswith("#")
+            and not re.fullmatch(r"\w+=\S.*[:)]?\S*", line.split(" ./")[0].split(" python ")[0])
+        ):
             yield line
 
 
@@ -253,7 +258,9 @@ def logged_keys(model: Any) -> set[str]:
     return keys
 
 
-@pytest.mark.parametrize("algorithm", [DiffSAC, DiffTQC, DiffCrossQ, DiffWPO, DiffPPO], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize(
+    "algorithm", [DiffSAC, DiffTQC, DiffCrossQ, DiffWPO, DiffPPO], ids=lambda algorithm: algorithm.__name__
+)
 def test_every_logged_key_is_explained(algorithm: Any) -> None:
     kwargs = SMALL_ON_POLICY | dict(clip_range_vf=0.2) if algorithm is DiffPPO else SMALL
     keys = logged_keys(algorithm("MlpPolicy", StrictBoxEnv(), policy_kwargs=dict(net_arch=[16]), **kwargs))

@@ -35,7 +35,6 @@ def announced(what: str, at_once: bool) -> Iterator[None]:
         timer.cancel()
 
 
-
 class CompiledOrEager(Generic[Result]):
     """
     The function compiled by ``torch.compile`` at its first call. Where that fails (no C++ compiler, a module that cannot be
