@@ -35,8 +35,8 @@ autodoc_default_options = {"show-inheritance": True}
 autodoc_inherit_docstrings = False
 
 nitpicky = True
-# The build needs no network, so names of other libraries are not looked up in their inventories. Some come without their module,
-# from annotations that only a type checker reads.
+# The build needs no network, so names of other libraries are not looked up in their inventories. Some come without their
+# module, from annotations that only a type checker reads.
 LIBRARIES = "stable_baselines3 sb3_contrib rl_zoo3 torch th nn gymnasium gymnasium_robotics gym numpy np npt matplotlib minari"
 STANDARD = "collections io pathlib typing types"
 BARE = "BaseCallback VecEnv Figure MinariDataset"
