@@ -345,17 +345,27 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes")
-    parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation")
-    parser.add_argument("--warm-up", type=int, default=4000, help="updates of the critics before the fine-tuning")
-    parser.add_argument("--steps", type=int, default=5000, help="environment steps of the fine-tuning")
-    parser.add_argument("--every", type=int, default=500, help="steps between two evaluations of the fine-tuning")
-    parser.add_argument("--adaptation", type=int, default=2000, help="environment steps with the left way blocked")
-    parser.add_argument("--evaluation-episodes", type=int, default=200, help="of an evaluation; half of it along the way")
+    parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation (%(default)s)")
+    parser.add_argument(
+        "--warm-up", type=int, default=4000, help="updates of the critics before the fine-tuning (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=5000, help="environment steps of the fine-tuning (%(default)s)")
+    parser.add_argument(
+        "--every", type=int, default=500, help="steps between two evaluations of the fine-tuning (%(default)s)"
+    )
+    parser.add_argument(
+        "--adaptation", type=int, default=2000, help="environment steps with the left way blocked (%(default)s)"
+    )
+    parser.add_argument(
+        "--evaluation-episodes", type=int, default=200, help="of an evaluation; half of it along the way (%(default)s)"
+    )
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), help="which to train")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each algorithm for each")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, with a CPU core each")
-    parser.add_argument("--out", type=Path, default=Path("two_ways_round"), help="folder for all that is written")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each algorithm for each (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, with a CPU core each (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("two_ways_round"), help="folder for all that is written (%(default)s)"
+    )
     arguments = parser.parse_args()
     options = {name: value for name, value in vars(arguments).items() if isinstance(value, int) and name != "workers"}
     for name, value in options.items():

@@ -294,7 +294,7 @@ def test_without_hidden_layers_the_diffusion_starts_at_zero_too() -> None:
     features = th.randn(5, 3)
     drift, log_scale = model.actor.denoise(model.actor.denoiser.condition(features), th.randn(5, 1), 2)
     assert drift.abs().max() == 0 and log_scale.abs().max() == 0
-    assert model.actor.mode(features).abs().max() < 1e-6
+    assert model.actor.mode(features).abs().max() < 1e-7  # a mean of antithetic chains, in float32
 
 
 class TwoSteps(gym.Env):
