@@ -767,6 +767,29 @@ def test_a_trust_region_can_be_changed_between_updates_and_bad_ones_are_refused(
             make(**{name: value})
 
 
+@pytest.mark.parametrize("trust_region", ["penalty", "learning_rate"])
+def test_a_trust_region_waits_while_only_the_value_function_learns(trust_region: str) -> None:
+    model = make(trust_region=trust_region, value_warmup=1, learning_rate=3e-3).learn(16)
+    assert model.learning_rate_factor == 1 and (model.log_kl_coef is None or model.log_kl_coef.item() == 0)
+    model.learn(16)
+    assert model.learning_rate_factor != 1 or model.log_kl_coef.item() != 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("finetune_steps", [None, 2])
+def test_a_chain_through_the_network_is_the_network_at_each_step(finetune_steps: int | None) -> None:
+    actor = collect(make(policy_kwargs=dict(finetune_steps=finetune_steps))).policy.actor
+    features, latents = th.randn(6, 3), th.randn(6, 2)
+    with th.no_grad(), actor.all_steps_learn():
+        thawed = [actor.denoiser.along_chains(features)(latents, k) for k in (1, 2, 3, 4)]
+        for k, output in enumerate(thawed, start=1):
+            th.testing.assert_close(output, actor.denoiser(actor.denoiser.condition(features), latents, k))
+    scatter_weights(actor.denoiser, 0.3)
+    with th.no_grad():
+        at_step = actor.denoiser.along_chains(features)
+        for k in (1, 2, 3, 4):
+            th.testing.assert_close(at_step(latents, k), actor.denoiser(actor.denoiser.condition(features), latents, k))
+
+
 @pytest.mark.parametrize("squash_output", [True, False])
 def test_sharpness_and_saturation_are_logged(squash_output: bool) -> None:
     model = make(policy_kwargs=dict(squash_output=squash_output, log_std_init=1.0), n_steps=64).learn(64)

@@ -238,7 +238,7 @@ def test_the_divergence_in_closed_form_is_that_of_samples(algorithm: Any) -> Non
         from sb3_diffusion.diffppo.actor import decisions_of
         from sb3_diffusion.diffusion import gaussian_kl
 
-        decisions = decisions_of(actor.sample_decisions(states).chains)
+        decisions = decisions_of(actor.act(states).chains)
         kernels, fixed = actor.evaluate_decisions(states, decisions), reference.evaluate_decisions(states, decisions)
         closed = gaussian_kl(fixed.mean, fixed.log_std, kernels.mean, kernels.log_std).sum(dim=1).mean().item()
         decided = th.addcmul(fixed.mean, fixed.log_std.exp(), th.randn_like(fixed.mean))

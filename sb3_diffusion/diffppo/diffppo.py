@@ -331,7 +331,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         self.rollout_buffer.change_ent_coef(self._current_ent_coef())
         coefficients = self._current_coefficients()
         optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
-        if self.kl_coef_optimizer is not None:
+        if self.kl_coef_optimizer is not None and not self._warming_up():
             optimizers.append(self.kl_coef_optimizer)
         policy_parameters = self._parameters_to_train()
         parameters = [*policy_parameters, *trainable(optimizers[1:])]
@@ -362,7 +362,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             if not continue_training:
                 break
 
-        if self._n_trained_rollouts >= self.value_warmup:
+        warming_up = self._warming_up()
+        if not warming_up:
             self._update_temperature()
         self._n_trained_rollouts += 1
         self.mean_losses({name: [getattr(losses, name) for losses in logged] for name in MinibatchLosses._fields[:3]})
@@ -370,16 +371,20 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         # As in PPO, the divergence is that of the last epoch.
         last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)
         self._log(means._replace(kl=last_kl))
-        if self.trust_region == "learning_rate":
+        if self.trust_region == "learning_rate" and not warming_up:
             self._follow_divergence(last_kl.nanmean().item() * len(last_kl))
         for name in ("clip_range", "clip_range_vf"):
             if (value := getattr(coefficients, name)) is not None:
                 self.logger.record(f"train/{name}", value.item())
 
+    def _warming_up(self) -> bool:
+        """Whether only the value function learns from this rollout: the policy stays, and whatever follows its divergence."""
+        return self._n_trained_rollouts < self.value_warmup
+
     def _parameters_to_train(self) -> list[th.Tensor]:
         """The policy's parameters; during the value warm-up those of the critic alone, and the others lose their gradients."""
         parameters = trainable([self.policy.optimizer])
-        if self._n_trained_rollouts >= self.value_warmup:
+        if not self._warming_up():
             return parameters
         critic = {id(parameter) for parameter in self.policy.critic.parameters()}
         if not self.policy.share_features_extractor:
