@@ -790,6 +790,15 @@ def test_a_chain_through_the_network_is_the_network_at_each_step(finetune_steps:
             th.testing.assert_close(at_step(latents, k), actor.denoiser(actor.denoiser.condition(features), latents, k))
 
 
+@pytest.mark.parametrize("part", ["denoiser", "denoiser.body", "denoiser.body.1"])
+def test_hooks_on_the_denoiser_see_every_step_of_acting(part: str) -> None:
+    policy, calls = make().policy, []
+    policy.actor.get_submodule(part).register_forward_hook(lambda *_: calls.append(1))
+    with th.no_grad():
+        policy(th.zeros(2, 3))
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize("squash_output", [True, False])
 def test_sharpness_and_saturation_are_logged(squash_output: bool) -> None:
     model = make(policy_kwargs=dict(squash_output=squash_output, log_std_init=1.0), n_steps=64).learn(64)

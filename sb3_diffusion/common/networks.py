@@ -12,14 +12,21 @@ from torch.nn import functional as F
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its ``forward``."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
+
+
 def layer_functions(layers: nn.Sequential) -> list[Callable[[th.Tensor], th.Tensor]]:
     """
     The layers as plain functions. ``nn.Module.__call__`` and the look-up of weights take as long as a small layer does for one
-    state, which is what a policy acts on; layers with hooks stay as they are.
+    state, which is what a policy acts on; what has hooks stays as it is.
     """
+    if hooked(layers):
+        return [layers]
     functions: list[Callable[[th.Tensor], th.Tensor]] = []
     for layer in layers:
-        if any(getattr(layer, hooks) for hooks in HOOKS):
+        if hooked(layer):
             functions.append(layer)
         elif type(layer) is nn.Linear:
             functions.append(partial(F.linear, weight=layer.weight, bias=layer.bias))
@@ -89,6 +96,9 @@ class StepConditionedMLP(nn.Module):
         :param features: (B, features_dim)
         :return: a function of latents (B, d) and k, one integer, that returns (B, output_dim)
         """
+        if hooked(self):
+            condition = self.condition(features)
+            return lambda latents, k: self(condition, latents, k)
         conditions = (self.state_layer(features) + self.step_table.weight.unsqueeze(1)).unbind()
         weight, scale, layers = self.latent_weight, 1 / self.prior_std, layer_functions(self.body)
 
