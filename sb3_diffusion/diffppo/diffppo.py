@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -205,10 +204,6 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
                 "ChainRolloutBuffer, for Dict observations of DictChainRolloutBuffer"
             )
         check_dict("rollout_buffer_kwargs", self.rollout_buffer_kwargs)
-        for name in ("learning_rate", "clip_range", "clip_range_vf", "ent_coef"):
-            # SB3's schedules take Python's numbers only.
-            if isinstance(value := getattr(self, name), np.number):
-                setattr(self, name, float(value))
 
     def _setup_model(self) -> None:
         self._check_arguments()

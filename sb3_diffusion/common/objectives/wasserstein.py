@@ -11,6 +11,7 @@ from sb3_diffusion.common.objectives.base import Objective
 from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
 from sb3_diffusion.diffusion import gaussian_kl, gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
 
+LARGE_DIVERGENCE = 1e4  # nats of one reverse step
 ACTION_GRADIENTS = ("identity", "cube_root")
 # The multiplier of the trust region must follow within one interval of the older actor: MPO's step size for it
 # (arXiv 1806.06920), and bounds from which it comes back.
@@ -75,12 +76,24 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
     return losses
 
 
+def with_bounded_slope(divergences: th.Tensor) -> th.Tensor:
+    """
+    Beyond a divergence that no trust region allows, its logarithm: the direction of the gradient stays, and its size, which
+    grows with the inverse variance of the kernels, no longer overflows.
+
+    :param divergences: (N,) in nats
+    :return: (N,)
+    """
+    logarithm = (divergences.clamp(min=LARGE_DIVERGENCE) / LARGE_DIVERGENCE).log()
+    return th.where(divergences > LARGE_DIVERGENCE, LARGE_DIVERGENCE * (1 + logarithm), divergences)
+
+
 def trust_region_losses(model: Any, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents) -> dict[str, th.Tensor]:
     """The divergence from the older actor times its multiplier, and the multiplier's own loss."""
     target = model.actor_target
     with th.no_grad():
         old = DecisionKernel(target, target.extract_features(states, target.features_extractor), kept)
-    divergences = gaussian_kl(old.mean, old.log_std, kernel.mean, kernel.log_std)
+    divergences = with_bounded_slope(gaussian_kl(old.mean, old.log_std, kernel.mean, kernel.log_std))
     kl = model.actor.diffusion_steps * mean_over_steps(divergences, kernel.n_last, model.actor.diffusion_steps)
     kl_coef = model.log_kl_coef.exp().squeeze()
     return {
