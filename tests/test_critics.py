@@ -263,7 +263,7 @@ def test_a_critic_with_a_forward_of_its_own_is_used_through_it(algorithm: Any) -
         Policy, ConstantReward(), seed=0, device="cpu", gamma=0.5, ent_coef=0.0, learning_rate=3e-3, learning_starts=20,
         batch_size=32, tau=0.05, policy_kwargs=dict(net_arch=[16]),
     )  # fmt: skip
-    model.learn(400)
+    model.learn(700)
     values = th.cat(model.critic(th.zeros(1, 2), th.zeros(1, 1)), dim=1)
     assert values.flatten().tolist() == pytest.approx([2.0, 2.0], abs=0.2)
     # The anchor and what the actor climbs are the same critic's.

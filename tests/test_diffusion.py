@@ -239,3 +239,19 @@ def test_the_telescoped_log_ratio_is_the_mean_log_ratio_of_the_untrained_rest_of
         assert latents.mean(dim=0).tolist() == pytest.approx(
             (remaining_signal(tables)[k] * start).flatten().tolist(), abs=0.03
         )
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_the_rows_of_a_schedule_are_those_of_its_current_tables(learn) -> None:
+    schedule = NoiseSchedule(make_betas("linear", 5), 2, 1.5, "vp", learn)
+    with th.inference_mode():
+        schedule.rows()
+    schedule.double()
+    if learn:
+        with th.no_grad():
+            schedule.beta_logits.add_(0.5)
+    for row, expected in zip(schedule.rows(), schedule().rows(), strict=True):
+        for tensor, other in zip(row, expected, strict=True):
+            assert not tensor.is_inference()
+            assert tensor.dtype == th.float64
+            assert th.equal(tensor, other)

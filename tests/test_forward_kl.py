@@ -1,5 +1,6 @@
 """DiffSAC with ``objective="forward_kl"``: the likelihood bound, the weights, and what is trained."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from sb3_diffusion.envs import BimodalBandit
 from sb3_diffusion.evaluation import sample_actions, total_variation
 
 
-def build(policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DiffSAC:
+def build(low: Sequence[float] = (-1.0,), policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> DiffSAC:
     settings = dict(seed=0, device="cpu", buffer_size=200, learning_starts=8, batch_size=32, objective="forward_kl") | kwargs
-    env = StrictBoxEnv(low=[-1.0], high=[1.0])
+    env = StrictBoxEnv(low=low, high=[1.0] * len(low))
     return DiffSAC("MlpPolicy", env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **settings)
 
 
@@ -26,37 +27,43 @@ def all_steps(n: int, diffusion_steps: int) -> th.Tensor:
 
 
 @th.no_grad()
-@pytest.mark.parametrize("diffusion_steps", [1, 3])
-def test_for_an_untrained_diffusion_the_likelihood_bound_is_the_gaussians_log_density(diffusion_steps: int) -> None:
-    actor = build(policy_kwargs=dict(diffusion_steps=diffusion_steps, prior_std=1.5)).actor
+@pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("diffusion_steps", [1, 3, 16])
+def test_for_an_untrained_diffusion_the_likelihood_bound_is_the_gaussians_log_density(
+    diffusion_steps: int, noise_schedule: str
+) -> None:
+    policy_kwargs = dict(diffusion_steps=diffusion_steps, prior_std=1.5, noise_schedule=noise_schedule)
+    actor = build([-1.0, -1.0], policy_kwargs=policy_kwargs).actor
     for layer in (actor.mu, actor.log_std):
         th.nn.init.constant_(layer.bias, 0.4)  # type: ignore[union-attr, arg-type]
     n = 200_000
-    actions = th.full((n, 1), 0.9)
+    actions = th.tensor([[0.9, -0.5]]).expand(n, -1)
     bound = actor.log_likelihood_bound(th.zeros(n, 3), actions, all_steps(n, diffusion_steps))
-    expected = Normal(0.4, 1.5 * np.exp(0.4)).log_prob(th.tensor(0.9)).item()
-    assert bound.mean().item() == pytest.approx(expected, abs=0.01)
+    expected = Normal(0.4, 1.5 * np.exp(0.4)).log_prob(actions[0]).sum().item()
+    assert bound.mean().item() == pytest.approx(expected, abs=0.02)
     if diffusion_steps == 1:
         th.testing.assert_close(bound, th.full((n,), expected), rtol=0, atol=1e-4)
 
 
 @th.no_grad()
-def test_for_a_trained_diffusion_the_bound_is_below_the_log_density_and_near_it() -> None:
-    actor = build().actor
-    scatter_weights(actor, 0.2)
+@pytest.mark.parametrize("learn_schedule", [False, True])
+@pytest.mark.parametrize("kernel", ["vp", "euler"])
+def test_for_a_trained_diffusion_the_bound_is_below_the_log_density_and_near_it(kernel: str, learn_schedule: bool) -> None:
+    actor = build([-1.0, -1.0], policy_kwargs=dict(kernel=kernel, learn_schedule=learn_schedule, prior_std=1.2)).actor
+    scatter_weights(actor, 0.15)
     n = 100_000
-    features, end = th.zeros(1, 3), th.tensor([[0.3]])
+    features, end = th.zeros(1, 3), th.tensor([[0.3, -0.6]])
     location, log_scale = actor.readout(features)
     actions = location + log_scale.exp() * end
-    bounds = actor.log_likelihood_bound(features.expand(n, -1), actions.expand(n, -1), all_steps(n, 4)).mean()
     paths = features.expand(n, -1), actions.expand(n, -1)
+    bounds = actor.log_likelihood_bound(*paths, all_steps(n, 4)).mean()
     # The density by importance sampling over whole noising paths: E exp of what the bound is the mean of
     chains = []
     for _ in range(4):
         latents = [end.expand(n, -1)]
         log_weight = th.zeros(n)
         for k, tables in enumerate(actor.schedule().rows(), start=1):
-            latents.append(tables.retain * latents[-1] + tables.noise_std * th.randn(n, 1))
+            latents.append(tables.retain * latents[-1] + tables.noise_std * th.randn(n, 2))
             mean, log_std = actor.reverse_kernel(paths[0], latents[-1], th.full((n,), k))
             log_weight += Normal(mean, log_std.exp()).log_prob(latents[-2]).sum(1)
             log_weight -= Normal(tables.retain * latents[-2], tables.noise_std).log_prob(latents[-1]).sum(1)

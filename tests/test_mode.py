@@ -12,8 +12,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 import sb3_diffusion.envs  # noqa: F401  (registers the environments)
 from sb3_diffusion import DiffSAC, DiffusionSACPolicy
 from sb3_diffusion.common import DiffusionActor
-from sb3_diffusion.common.actor import cut_share
-from sb3_diffusion.diffusion import remaining_signal
+from sb3_diffusion.diffusion import mode_of_samples, remaining_signal
+from sb3_diffusion.diffusion.mode import MAX_UNEXPLAINED_SHARE, cut_share, probe_noise, probe_residual, unexplained_share
 from sb3_diffusion.evaluation import sample_actions, total_variation
 
 
@@ -99,6 +99,75 @@ def test_the_share_left_by_a_cut_is_the_smallest_of_all_cuts() -> None:
         parts = [(row.sort().values[:n], row.sort().values[n:]) for n in range(4, 17)]
         left = [sum(((part - part.mean()) ** 2).sum() for part in pair) / ((row - row.mean()) ** 2).sum() for pair in parts]
         assert share == pytest.approx(min(left))
+
+
+def test_nothing_is_left_unexplained_of_ends_that_are_affine_in_the_noise_and_a_quarter_of_signs() -> None:
+    noise, residual = probe_noise(4, 3), probe_residual()
+    affine = 2.0 + th.einsum("knd,kde->ne", noise, th.randn(5, 3, 3))
+    assert unexplained_share(affine.unsqueeze(1).expand(-1, 7, -1), residual).abs().max() < 1e-9
+    signs = noise[-1].sign().unsqueeze(1)
+    near, far = 0.35, 1.37
+    left = 1 - (near + far) ** 2 / 2 / (near**2 + far**2)  # by least squares along each direction
+    assert unexplained_share(signs, residual).item() == pytest.approx(left / 1.3, rel=1e-3)
+
+
+@pytest.mark.parametrize("action_dim", [1, 6])
+def test_the_mode_is_searched_only_where_the_policy_is_no_gaussian(action_dim) -> None:
+    actor = mixture_actor([0.5, 0.5], [[-1.0] * action_dim, [1.0] * action_dim], 0.15, 8)
+    two_modes = actor.denoise
+    gaussian = actor.denoiser.condition(th.zeros(1, 1))[0, 0]
+    n_chains = []
+
+    def denoise(condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+        n_chains.append(len(latents))
+        heads = two_modes(condition, latents, steps)
+        one_mode = th.isclose(condition[:, :1], gaussian)
+        return th.where(one_mode, 0.0, heads[0]), th.where(one_mode, 0.0, heads[1])
+
+    actor.denoise = denoise  # type: ignore[method-assign]
+    features = th.tensor([[0.0], [1.0], [0.0], [0.0]])
+    modes = th.atanh(actor.mode(features))
+    assert n_chains == [4 * 8] * 8 + [64] * 8
+    assert modes[[0, 2, 3]].abs().max() < 1e-5
+    th.testing.assert_close(modes[1].abs(), th.ones(action_dim), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("searched", [False, True])
+def test_many_states_are_worked_off_in_chunks_with_the_same_result(searched) -> None:
+    actor = mixture_actor([0.5, 0.5], [[-1.0], [1.0]], 0.15 if searched else 3.0, 4)
+    largest = []
+    denoise = actor.denoise
+    actor.denoise = lambda *args: largest.append(len(args[1])) or denoise(*args)  # type: ignore
+    modes = actor.mode(th.zeros(500, 1))
+    assert max(largest) <= 1024
+    th.testing.assert_close(modes, actor.mode(th.zeros(1, 1)).expand(500, 1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_of_random_mixtures_eight_chains_leave_none_unsearched_whose_mean_is_no_mode() -> None:
+    generator = np.random.default_rng(1)
+    n_needed = n_missed = 0
+    for trial in range(600):
+        action_dim, diffusion_steps = (1, 2, 3, 6, 17, 64)[trial % 6], (4, 8)[trial % 2]
+        weight, std, distance = generator.uniform(0.15, 0.5), 0.15, 0.15 * generator.uniform(7, 12)
+        direction = generator.standard_normal(action_dim)
+        direction /= np.linalg.norm(direction)
+        heavy = 0.2 * generator.standard_normal(action_dim) - weight * distance * direction
+        centres = [heavy.tolist(), (heavy + distance * direction).tolist()]
+        actor = mixture_actor([1 - weight, weight], centres, std, diffusion_steps)
+        features = th.zeros(1, 1)
+        ends = actor._ends(features, actor.probe_noise)
+        far = max(1.5, 0.4 * action_dim**0.5) * std
+        distances = [th.cdist(point, th.tensor(centres)).min() for point in (ends.mean(dim=0), mode_by_search(actor))]
+        if distances[0] > far and distances[1] < far:
+            n_needed += 1
+            n_missed += unexplained_share(ends, actor.probe_residual).item() <= MAX_UNEXPLAINED_SHARE
+    assert n_needed > 200
+    assert n_missed <= 0.02 * n_needed
+
+
+def mode_by_search(actor: DiffusionActor) -> th.Tensor:
+    return mode_of_samples(actor._ends(th.zeros(1, 1), actor.mode_noise).transpose(0, 1))
 
 
 @pytest.mark.parametrize("action_dim", [1, 2, 3, 6, 17, 64])

@@ -65,7 +65,7 @@ def test_an_installed_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     first, *files = finished.stdout.splitlines()
     assert first == f"{site / 'sb3_diffusion' / '__init__.py'} {sb3_diffusion.__version__}"
-    assert len(files) == 3 and all(Path(file).is_file() and Path(file).is_relative_to(site) for file in files)
+    assert len(files) == 5 and all(Path(file).is_file() and Path(file).is_relative_to(site) for file in files)
     assert (site / "sb3_diffusion" / "py.typed").is_file()
 
 

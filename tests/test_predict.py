@@ -199,6 +199,6 @@ def test_the_chains_of_a_rollout_are_sampled_in_inference_mode_and_can_be_traine
     policy = DiffPPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8).policy
     obs = th.randn(4, 3)
     with th.no_grad():
-        (_, _, chains), modes = denoising_modes(policy, lambda: policy(obs))
+        (_, _, record), modes = denoising_modes(policy, lambda: policy(obs))
     assert modes == {True}
-    policy.evaluate_actions(obs, chains)[1].sum().backward()
+    policy.evaluate_actions(obs, record.chains)[1].sum().backward()

@@ -1,10 +1,11 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -20,10 +21,13 @@ from sb3_diffusion.diffusion import (
     KERNELS,
     Denoiser,
     NoiseSchedule,
-    log_ratio,
+    expected_log_prob,
+    find_mode,
     make_betas,
-    noising_step,
-    prior_log_prob,
+    mode_noise,
+    noising_moments,
+    probe_noise,
+    probe_residual,
     read_out,
     readout_log_ratio,
     reverse_mean,
@@ -36,18 +40,6 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
-# Deterministic prediction: antithetic pairs of chains, and how many of them count as a point's neighbours.
-N_MODE_PAIRS = 32
-N_MODE_NEIGHBOURS = 8
-# The policy counts as multimodal if the mean's neighbours are further away than those of a typical sample, by a factor that
-# falls from 2 in one action dimension to 0.75. For a Gaussian it is 0.7, but up to 1.8 by chance in one dimension.
-MODE_RADIUS_RATIO, MODE_RADIUS_MARGIN = 0.75, 1.25
-# Or if a cut between two groups of some size leaves little of the variance; of a Gaussian's it leaves 0.36, rarely below 0.2.
-MODE_CUT_SHARE = 0.16
-MODE_CUT_SMALLEST = 4
-# A mode reaches some times as far from its centre as the neighbours, a factor that falls from 6 to 1; in many dimensions all
-# distances are alike.
-MODE_REACH_RATIO, MODE_REACH_MARGIN = 1.0, 5.0
 
 
 class PolicySample(NamedTuple):
@@ -67,26 +59,26 @@ class PolicySample(NamedTuple):
     log_scale: th.Tensor
 
 
-AnyActor = TypeVar("AnyActor", bound="DiffusionActor")
-Tensors = TypeVar("Tensors", bound=th.Tensor | tuple)
-
-
-def cheap_without_gradients(method: Callable[[AnyActor, th.Tensor], Tensors]) -> Callable[[AnyActor, th.Tensor], Tensors]:
+def inference_is_possible() -> bool:
     """
-    A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
-    cheaper than under ``no_grad``. The result, a tensor or a named tuple of tensors, is an ordinary one. Features come from
-    outside, because an extractor may keep tensors for its training.
+    Whether inference mode, in which small operations are cheaper than under ``no_grad``, may be entered: not with gradients,
+    and not for code that is traced or compiled, which keeps views of buffers for later calls.
+    """
+    return not (th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling())
+
+
+def cheap_without_gradients(method: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
+    """
+    A method of features that runs in inference mode where gradients are off: a chain is many small operations. The result is
+    an ordinary tensor. Features come from outside, because an extractor may keep tensors for its training.
     """
 
     @wraps(method)
-    def call(self: AnyActor, features: th.Tensor) -> Tensors:
-        # Compiled code keeps views of buffers for later calls, which must not be tensors of inference mode.
-        if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
-            return method(self, features)
+    def call(self: "DiffusionActor", features: th.Tensor, *args: th.Tensor | None) -> th.Tensor:
+        if not inference_is_possible():
+            return method(self, features, *args)
         with th.inference_mode():
-            result: Any = method(self, features)
-        if isinstance(result, tuple):
-            return type(result)(*(part.clone() for part in result))  # type: ignore[return-value]
+            result = method(self, features, *args)
         return result.clone()
 
     return call
@@ -100,20 +92,6 @@ def with_bfloat16_products(denoiser: Denoiser) -> Denoiser:
             return denoiser(latents, k)
 
     return call
-
-
-def cut_share(values: th.Tensor) -> th.Tensor:
-    """
-    The smallest share of the variance that is left by a cut of the values into a lower and an upper group.
-
-    :param values: (B, n)
-    :return: (B,)
-    """
-    values = (values - values.mean(dim=1, keepdim=True)).sort(dim=1).values
-    n = values.shape[1]
-    counts = th.arange(1, n, device=values.device)
-    between = values.cumsum(dim=1)[:, :-1].square() * n / (counts * (n - counts))
-    return 1 - between[:, MODE_CUT_SMALLEST - 1 : n - MODE_CUT_SMALLEST].amax(dim=1) / values.square().sum(dim=1)
 
 
 class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
@@ -139,6 +117,8 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
 
     min_heads: th.Tensor
     max_heads: th.Tensor
+    probe_noise: th.Tensor
+    probe_residual: th.Tensor
     mode_noise: th.Tensor
 
     def __init__(
@@ -213,7 +193,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         min_heads, max_heads = bounds.repeat_interleave(self.action_dim, dim=0).unbind(dim=1)
         self.register_buffer("min_heads", min_heads, persistent=False)
         self.register_buffer("max_heads", max_heads, persistent=False)
-        self.denoiser = StepConditionedMLP(
+        self.denoiser = self._make_denoiser(
             features_dim, self.action_dim, diffusion_steps, len(min_heads), net_arch, activation_fn, prior_std
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
@@ -224,9 +204,21 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
-        noise = np.random.default_rng(0).standard_normal((diffusion_steps + 1, N_MODE_PAIRS, self.action_dim))
-        noise = np.concatenate([noise, -noise], axis=1)
-        self.register_buffer("mode_noise", th.as_tensor(noise, dtype=th.float32), persistent=False)
+        buffers = dict(
+            probe_noise=probe_noise(diffusion_steps, self.action_dim),
+            probe_residual=probe_residual(),
+            mode_noise=mode_noise(diffusion_steps, self.action_dim),
+        )
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _make_denoiser(self, *args: Any) -> StepConditionedMLP:
+        return StepConditionedMLP(*args)
+
+    @contextmanager
+    def all_steps_learn(self) -> Iterator[None]:
+        """While all of the actor is trained by maximum likelihood; for actors of which parts are frozen otherwise."""
+        yield
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -254,20 +246,57 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         location = self.mu(latent_pi)
         return location, th.clamp(self.log_std(latent_pi), LOG_STD_MIN, LOG_STD_MAX)  # type: ignore[operator]
 
-    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+    def keep_scale_in_range(self) -> None:
+        """After an update: nothing to do, where the read-out's scale is a head of the network and clamped when it is used."""
+
+    @th.no_grad()
+    def start_readout(self, actions: th.Tensor) -> None:
+        """
+        Where the read-out is still as it started, put it at the mean and the standard deviation of given actions, as if prior
+        and actions were Gaussians. A read-out that has learned stays.
+
+        :param actions: (B, d), ``a^0``, before they are squashed
+        """
+        if not self.state_dependent_readout or any(parameter.any() for parameter in self.mu.parameters()):
+            return
+        log_scale = (actions.std(dim=0, correction=0) / self.prior_std).log().clamp(LOG_STD_MIN, LOG_STD_MAX)
+        for layer, value in ((self.mu, actions.mean(dim=0)), (self.log_std, log_scale)):
+            bias = layer.bias if isinstance(layer, nn.Module) else layer
+            bias.copy_(value)  # type: ignore[operator]
+
+    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.
 
         :param condition: (B, width), ``denoiser.condition(features)``
         :param latents: (B, d), ``x^k``
-        :param steps: k, (B,) or one integer
+        :param steps: k, as :class:`~sb3_diffusion.common.networks.StepConditionedMLP` takes them
         :return: drift ``f`` and log-scale ``g``, each (B, d)
         """
-        heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
-        if not self.learn_variance:
-            return heads, th.zeros_like(heads)
-        drift, log_scale = heads.split(self.action_dim, dim=-1)
-        return drift, log_scale
+        return self._heads_of(self.denoiser(condition, latents, steps))
+
+    def reverse_heads(
+        self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The heads of the kernel that chains are sampled with and evaluated by: here :meth:`denoise`, with its parameters. The
+        mode is found with :meth:`denoise` itself.
+        """
+        return self.denoise(condition, latents, steps)
+
+    @property
+    def _heads_of(self) -> Callable[[th.Tensor], tuple[th.Tensor, th.Tensor]]:
+        """What makes ``f`` and ``g`` of the denoiser's output."""
+        lowest, highest, action_dim, learn_variance = self.min_heads, self.max_heads, self.action_dim, self.learn_variance
+
+        def heads_of(output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            heads = output.clamp(lowest, highest)
+            if not learn_variance:
+                return heads, th.zeros_like(heads)
+            drift, log_scale = th.split_with_sizes(heads, (action_dim, action_dim), dim=-1)
+            return drift, log_scale
+
+        return heads_of
 
     def squash(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -282,17 +311,19 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     def _chain_denoiser(self, features: th.Tensor) -> Denoiser:
         """The heads as a function of ``x^k`` and k, for chains at these states."""
         condition = self.denoiser.condition(features)
-        return lambda latents, k: self.denoise(condition, latents, k)
+        return lambda latents, k: self.reverse_heads(condition, latents, k)
 
     @cheap_without_gradients
-    def sample_actions(self, features: th.Tensor) -> th.Tensor:
+    def sample_actions(self, features: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
         """
         The actions of :meth:`sample` alone, for the same random numbers.
 
         :param features: (B, features_dim)
+        :param noise: (K + 1, B, d) standard normal, drawn from the global generator if not given
         :return: (B, d), in [-1, 1] if squashed
         """
-        end = sample_end(self._chain_denoiser(features), self.schedule(), self.prior_std, self._chain_noise(features))
+        noise = self._chain_noise(features) if noise is None else noise
+        end = sample_end(self._chain_denoiser(features), self.schedule, self.prior_std, noise)
         location, log_scale = self.readout(features)
         return self.squash(read_out(end, location, log_scale))
 
@@ -306,7 +337,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         :return: mean and log-std of ``x^{k-1}``, each (B, d)
         """
         tables = self.schedule().at(steps)
-        drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
+        drift, log_scale = self.reverse_heads(self.denoiser.condition(features), latents, steps)
         return reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None, bfloat16: bool = False) -> PolicySample:
@@ -342,66 +373,67 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         :param noise: (B, d) standard normal, drawn from the global generator if not given
         :return: ``x^{k-1}`` (B, d) and ``ℓ_k`` (B,)
         """
-        drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
+        drift, log_scale = self.reverse_heads(self.denoiser.condition(features), latents, steps)
         noise = th.randn_like(latents) if noise is None else noise
         return reverse_step(latents, drift, log_scale, self.schedule().at(steps), noise)
 
     def log_likelihood_bound(self, features: th.Tensor, actions: th.Tensor, steps: th.Tensor) -> th.Tensor:
         """
         An unbiased estimate of the evidence lower bound on ``log π(a^0|s)``: the noising process takes ``x^0 = (a^0 - m) / c``
-        to ``x^K``, and one of the K log-ratios stands for all.
+        to ``x^K``, and one of the K log-ratios stands for all. Given ``x^0`` and ``x^k``, all that the noising process draws
+        besides, ``x^{k-1}`` and ``x^K``, is integrated out (docs/method.md, "Maximum likelihood").
 
         :param features: (B, features_dim)
         :param actions: (B, d), ``a^0``, before they are squashed
         :param steps: (B,), the step k of each row, all steps equally often
-        :return: (B,), ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
+        :return: (B,), the mean of ``log p(x^K) + K ℓ_k - Σ_dims log c`` in nats
         """
         location, log_scale = self.readout(features)
-        latents = [(actions - location) * th.exp(-log_scale)]
-        for tables in self.schedule().rows():
-            latents.append(noising_step(latents[-1], tables, th.randn_like(actions)))
-        path, rows = th.stack(latents), th.arange(len(steps), device=steps.device)
-        current, previous, tables = path[steps, rows], path[steps - 1, rows], self.schedule().at(steps)
-        drift, step_log_scale = self.denoise(self.denoiser.condition(features), current, steps)
-        residual = (previous - reverse_mean(current, drift, tables)) / tables.noise_std * th.exp(-step_log_scale)
-        log_ratios = log_ratio(current, previous, residual, step_log_scale, tables)
-        scale_log_ratio = readout_log_ratio(actions, log_scale, squashed=False)
-        return prior_log_prob(path[-1], self.prior_std) + self.diffusion_steps * log_ratios + scale_log_ratio
+        end = (actions - location) * th.exp(-log_scale)
+        schedule = self.schedule()
+        tables, moments = schedule.at(steps), noising_moments(schedule)
+        signal, variance = moments.signal[steps], moments.variance[steps]
+        signal_before, variance_before = moments.signal[steps - 1], moments.variance[steps - 1]
+        latents = th.addcmul(signal * end, variance.sqrt(), th.randn_like(end))
+        # x^{k-1} given x^0 and x^k
+        noise_variance = tables.noise_std.square()
+        posterior_mean = (tables.retain * variance_before * latents + noise_variance * signal_before * end) / variance
+        posterior_variance = noise_variance * variance_before / variance
+        mean, log_std = self.reverse_kernel(features, latents, steps)
+        log_reverse = expected_log_prob(posterior_mean - mean, posterior_variance, log_std)
+        log_noising = expected_log_prob(
+            latents - tables.retain * posterior_mean,
+            tables.retain.square() * posterior_variance,
+            tables.noise_std.log(),
+        )
+        log_prior = expected_log_prob(
+            moments.signal_left[steps] * latents,
+            moments.variance_left[steps],
+            th.full_like(latents, math.log(self.prior_std)),
+        )
+        log_ratios = log_reverse - log_noising
+        return log_prior + self.diffusion_steps * log_ratios + readout_log_ratio(actions, log_scale, squashed=False)
+
+    def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""
+        n_chains, n_states = noise.shape[1], condition.shape[0]
+        condition = condition.repeat(n_chains, 1)
+        noise = noise.unsqueeze(2).expand(-1, -1, n_states, -1).flatten(1, 2)
+        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule, self.prior_std, noise)
+        return ends.reshape(n_chains, -1, self.action_dim)
 
     @cheap_without_gradients
     def mode(self, features: th.Tensor) -> th.Tensor:
         """
-        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic.
-
-        Chains with fixed noise give a sample of ``x^0``. Where that is unimodal, its mean is the answer: it varies as smoothly
-        with the state as the policy does. Where the mean lies between modes, the answer is the mean of the mode around the
-        densest of the sample's points. Two signs tell: the mean's neighbours are further away than those of these points
-        (plain in few dimensions), or the sample falls into two groups along the line from the mean to that mode.
+        The centre of a mode of the policy, as a function of the features alone: no random number, no other row, no critic
+        (:func:`~sb3_diffusion.diffusion.mode.find_mode`).
 
         :param features: (B, features_dim)
         :return: actions (B, d), in [-1, 1] if squashed
         """
-        batch_size, n_chains = features.shape[0], self.mode_noise.shape[1]
-        condition = self.denoiser.condition(features).repeat_interleave(n_chains, dim=0)
-        noise = self.mode_noise.repeat(1, batch_size, 1)
-        ends = sample_end(lambda latents, k: self.denoise(condition, latents, k), self.schedule(), self.prior_std, noise)
-        ends = ends.reshape(batch_size, n_chains, -1)
-        mean = ends.mean(dim=1, keepdim=True)
-        # Of a point of the sample, its own distance of zero comes first.
-        radii = th.cdist(ends, ends).kthvalue(N_MODE_NEIGHBOURS + 1, dim=2).values
-        mean_radius = th.cdist(mean, ends).kthvalue(N_MODE_NEIGHBOURS, dim=2).values
-        centre = ends.gather(1, radii.argmin(dim=1).reshape(-1, 1, 1).expand_as(mean))
-        reach = MODE_REACH_RATIO + MODE_REACH_MARGIN / self.action_dim
-        for _ in range(3):
-            distances = th.cdist(centre, ends)
-            radius = distances.kthvalue(N_MODE_NEIGHBOURS, dim=2, keepdim=True).values
-            within = (distances <= reach * radius).to(ends.dtype)
-            centre = within @ ends / within.sum(dim=2, keepdim=True)
-        ratio = MODE_RADIUS_RATIO + MODE_RADIUS_MARGIN / self.action_dim
-        multimodal = mean_radius.squeeze(1) > ratio * radii.median(dim=1).values
-        multimodal |= cut_share(((ends - mean) @ (centre - mean).mT).squeeze(2)) < MODE_CUT_SHARE
-        centre = th.where(multimodal.reshape(-1, 1, 1), centre, mean)
-        return self.squash(read_out(centre.squeeze(1), *self.readout(features)))
+        condition = self.denoiser.condition(features)
+        centre = find_mode(self._ends, condition, self.probe_noise, self.probe_residual, self.mode_noise)
+        return self.squash(read_out(centre, *self.readout(features)))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """

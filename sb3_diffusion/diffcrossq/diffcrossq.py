@@ -10,14 +10,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_diffusion.common.critics import BatchRenormCritics
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
+from sb3_diffusion.demonstrations.off_policy import OffPolicyPretrainingMixin
 from sb3_diffusion.diffcrossq.policies import CnnPolicy, DiffusionCrossQPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffCrossQ = TypeVar("SelfDiffCrossQ", bound="DiffCrossQ")
 
 
-class DiffCrossQ(DiffusionOffPolicyAlgorithm, BatchRenormCritics, CrossQ):
+class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
     """
     CrossQ (arXiv 1902.05605) with a diffusion policy (arXiv 2512.02019; docs/method.md, "Critics"):
     :class:`~sb3_diffusion.DiffSAC` with batch-renormalised critics and without target networks.

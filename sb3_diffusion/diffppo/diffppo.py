@@ -19,6 +19,7 @@ from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
+from sb3_diffusion.common.trust_region import bounded_gaussian_kl, keep_in_range, make_multiplier, trust_region_losses
 from sb3_diffusion.common.validation import (
     check_choice,
     check_common_arguments,
@@ -31,9 +32,10 @@ from sb3_diffusion.common.validation import (
     with_hints,
     without_sde,
 )
+from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
+from sb3_diffusion.diffppo.actor import DecisionKernels
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_diffusion.diffusion import gaussian_kl
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
@@ -41,28 +43,40 @@ SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 # What "auto" starts from, and the step size of its logarithm, one step per update
 INITIAL_ENT_COEF = 0.01
 ENT_COEF_LEARNING_RATE = 0.05
+TRUST_REGIONS = (None, "penalty", "learning_rate")
+# How far, and by how much at once, a trust region changes the learning rate
+MIN_RATE_FACTOR, MAX_RATE_FACTOR, RATE_STEP = 0.01, 10.0, 1.5
 
 
 class MinibatchLosses(NamedTuple):
-    """The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each decision, (K + 1,)."""
+    """
+    The loss and its parts, scalars; closed-form KL divergence and share of clipped ratios of each decision, (K + 1,); and the
+    divergence of the whole chain from the reference, a scalar, 0 without one.
+    """
 
     loss: th.Tensor
     policy_gradient_loss: th.Tensor
     value_loss: th.Tensor
     kl: th.Tensor
     clip_fraction: th.Tensor
+    reference_kl: th.Tensor
 
 
 class Coefficients(NamedTuple):
-    """Scalars of the losses that may change from rollout to rollout; without ``ent_coef`` the temperature is 0."""
+    """
+    Scalars of the losses that may change from update to update; without ``ent_coef`` the temperature is 0, without
+    ``kl_bound`` there is no penalty.
+    """
 
     clip_range: th.Tensor
     vf_coef: th.Tensor
     clip_range_vf: th.Tensor | None = None
     ent_coef: th.Tensor | None = None
+    reference_kl_coef: th.Tensor | None = None
+    kl_bound: th.Tensor | None = None
 
 
-class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
+class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
     """
     Proximal policy optimisation of a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffPPO"). Every reverse step is a
     decision of its own: with ``ρ_k = q_θ(x^{k-1} | x^k, s) / q_old``, advantages ``A_k`` of the augmented decision process
@@ -85,6 +99,13 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
     :param torch_compile: compile the losses and their gradients with ``torch.compile`` at the first update: the same numbers
         in fewer operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training
         goes on
+    :param value_warmup: rollouts, at the start of training and after :meth:`pretrain`, on which only the value function is
+        trained: the policy moves when the advantages mean something
+    :param trust_region: bound the closed-form KL divergence of the whole chain in every update, beside the clip, which bounds
+        each decision alone. "penalty": it joins the loss with a learned multiplier (:mod:`sb3_diffusion.common.trust_region`);
+        "learning_rate": a factor of the learning rate, from 0.01 to 10, falls by 1.5 after an update that went more than twice
+        as far, and rises by 1.5 after one that went less than half as far (rsl_rl's rule); None: no bound
+    :param trust_region_kl: the bound, in nats
     :raises ValueError: for an argument out of range
     """
 
@@ -128,6 +149,9 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         latents_per_state: int | None = None,
         target_entropy: str | float = "auto",
         torch_compile: bool = False,
+        value_warmup: int = 0,
+        trust_region: str | None = None,
+        trust_region_kl: float = 0.02,
         _init_setup_model: bool = True,
     ):
         # PPO computes with these before anything is checked.
@@ -164,6 +188,13 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         self.latents_per_state = latents_per_state
         self.target_entropy = target_entropy
         self.torch_compile = torch_compile
+        self.value_warmup = value_warmup
+        self._n_trained_rollouts = 0
+        self.trust_region = trust_region
+        self.trust_region_kl = trust_region_kl
+        self.learning_rate_factor = 1.0
+        self.log_kl_coef: th.Tensor | None = None
+        self.kl_coef_optimizer: th.optim.Adam | None = None
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Adam | None = None
         if _init_setup_model:
@@ -180,6 +211,7 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         check_number("n_epochs", self.n_epochs, 1, integer=True)
         check_number("gae_lambda", self.gae_lambda, 0, 1)
         check_number("vf_coef", self.vf_coef, 0)
+        check_number("value_warmup", self.value_warmup, 0, integer=True)
         if self.max_grad_norm != math.inf:
             check_number("max_grad_norm", self.max_grad_norm, 0, exclusive=True)
         for name, clip_range in (("clip_range", self.clip_range), ("clip_range_vf", self.clip_range_vf)):
@@ -187,6 +219,7 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
                 check_schedule(name, clip_range)
             elif name == "clip_range" or clip_range is not None:
                 check_number(name, clip_range, 0, exclusive=True)
+        self._check_trust_region()
         check_choice("normalize_advantage", self.normalize_advantage, (False, True))
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, 0, exclusive=True)
@@ -217,6 +250,7 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
             self._minibatch_step = CompiledOrEager(self._minibatch_step)
         self._rollout_progress = 1.0
         self._setup_temperature()
+        self._setup_trust_region()
 
     def _check_ent_coef(self) -> None:
         if isinstance(self.ent_coef, str):
@@ -250,6 +284,18 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         else:
             self._ent_coef_schedule = FloatSchedule(self.ent_coef if callable(self.ent_coef) else float(self.ent_coef))
 
+    def _check_trust_region(self) -> None:
+        check_choice("trust_region", self.trust_region, TRUST_REGIONS)
+        check_number("trust_region_kl", self.trust_region_kl, 0, exclusive=True)
+
+    def _setup_trust_region(self) -> None:
+        """The multiplier of a penalty; again when a callback has changed the argument."""
+        self._check_trust_region()
+        self._trust_region_in_use = self.trust_region
+        self.log_kl_coef = self.kl_coef_optimizer = None
+        if self.trust_region == "penalty":
+            self.log_kl_coef, self.kl_coef_optimizer = make_multiplier(self.device)
+
     def _current_ent_coef(self) -> float:
         """τ of this rollout: a schedule's value is that of its start."""
         if self.ent_coef != self._ent_coef_in_use:
@@ -272,11 +318,17 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
     def train(self) -> None:
         """PPO's ``train`` with the losses of the class docstring; entropies are those of the path."""
         self.policy.set_training_mode(True)
+        if self.trust_region != self._trust_region_in_use:
+            self._setup_trust_region()
         self._update_learning_rate(self.policy.optimizer)
         # A callback may have changed it since the rollout began.
         self.rollout_buffer.change_ent_coef(self._current_ent_coef())
         coefficients = self._current_coefficients()
-        parameters = trainable([self.policy.optimizer])
+        optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
+        if self.kl_coef_optimizer is not None:
+            optimizers.append(self.kl_coef_optimizer)
+        policy_parameters = self._parameters_to_train()
+        parameters = [*policy_parameters, *trainable(optimizers[1:])]
         logged: list[MinibatchLosses] = []
         continue_training = True
 
@@ -293,23 +345,61 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
                     break
 
                 assign(parameters, gradients)
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                self.policy.optimizer.step()
+                th.nn.utils.clip_grad_norm_(policy_parameters, self.max_grad_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
                 self.policy.actor.keep_scale_in_range()
+                if self.log_kl_coef is not None:
+                    keep_in_range(self.log_kl_coef)
 
             self._n_updates += 1
             if not continue_training:
                 break
 
-        self._update_temperature()
+        if self._n_trained_rollouts >= self.value_warmup:
+            self._update_temperature()
+        self._n_trained_rollouts += 1
         self.mean_losses({name: [getattr(losses, name) for losses in logged] for name in MinibatchLosses._fields[:3]})
         means = MinibatchLosses(*(th.stack(values).nanmean(dim=0) for values in zip(*logged, strict=True)))
         # As in PPO, the divergence is that of the last epoch.
         last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)
         self._log(means._replace(kl=last_kl))
+        if self.trust_region == "learning_rate":
+            self._follow_divergence(last_kl.nanmean().item() * len(last_kl))
         for name in ("clip_range", "clip_range_vf"):
             if (value := getattr(coefficients, name)) is not None:
                 self.logger.record(f"train/{name}", value.item())
+
+    def _parameters_to_train(self) -> list[th.Tensor]:
+        """The policy's parameters; during the value warm-up those of the critic alone, and the others lose their gradients."""
+        parameters = trainable([self.policy.optimizer])
+        if self._n_trained_rollouts >= self.value_warmup:
+            return parameters
+        critic = {id(parameter) for parameter in self.policy.critic.parameters()}
+        if not self.policy.share_features_extractor:
+            critic |= {id(parameter) for parameter in self.policy.vf_features_extractor.parameters()}
+        for parameter in parameters:
+            parameter.grad = None
+        return [parameter for parameter in parameters if id(parameter) in critic]
+
+    def _follow_actor(self) -> None:
+        super()._follow_actor()
+        self._n_trained_rollouts = 0
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.trust_region == "learning_rate":
+            for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+                for group in optimizer.param_groups:
+                    group["lr"] *= self.learning_rate_factor
+            self.logger.record("train/learning_rate", group["lr"])
+
+    def _follow_divergence(self, kl: float) -> None:
+        """rsl_rl's rule, once per update: the divergence at its end from the policy that collected the rollout."""
+        if kl > 2 * self.trust_region_kl:
+            self.learning_rate_factor = max(MIN_RATE_FACTOR, self.learning_rate_factor / RATE_STEP)
+        elif kl < self.trust_region_kl / 2:
+            self.learning_rate_factor = min(MAX_RATE_FACTOR, self.learning_rate_factor * RATE_STEP)
 
     def _current_coefficients(self) -> Coefficients:
         """As tensors: a compiled function would be compiled again for every new number."""
@@ -319,6 +409,10 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
                 values[name] = scheduled(name, schedule, self._current_progress_remaining)  # type: ignore[arg-type]
         if self.rollout_buffer.ent_coef > 0:
             values["ent_coef"] = self.rollout_buffer.ent_coef
+        if self.reference_actor is not None:
+            values["reference_kl_coef"] = self._current_reference_kl_coef()
+        if self.trust_region == "penalty":
+            values["kl_bound"] = self.trust_region_kl
         return Coefficients(**{name: th.tensor(value, device=self.device) for name, value in values.items()})
 
     def _update_temperature(self) -> None:
@@ -335,7 +429,7 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         self, data: ChainRolloutSamples, coefficients: Coefficients, parameters: list[th.Tensor]
     ) -> tuple[MinibatchLosses, Gradients]:
         """
-        :param parameters: the policy's
+        :param parameters: the policy's, and the multiplier of a trust region
         :return: the losses without a graph, and the gradients of ``loss``
         """
         losses = self._losses(data, coefficients)
@@ -343,7 +437,7 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         return MinibatchLosses(*(value.detach() for value in losses)), gradients
 
     def _losses(self, data: ChainRolloutSamples, coefficients: Coefficients) -> MinibatchLosses:
-        clip_range, vf_coef, clip_range_vf, ent_coef = coefficients
+        clip_range, vf_coef, clip_range_vf, ent_coef, reference_kl_coef, kl_bound = coefficients
         steps = self._choose_steps(len(data.packed))
         if steps is not None:
             data = data.at(steps)
@@ -371,12 +465,31 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
             values = data.old_values + th.clamp(values - data.old_values, -clip_range_vf, clip_range_vf)
         value_loss = self._mean_over_decisions((values - data.returns).square())
         loss = loss + vf_coef * value_loss
+        reference_kl = value_loss.new_zeros(())
+        if reference_kl_coef is not None:
+            divergence = self._reference_divergence(data, kernels)
+            # In units of the reward, as the entropy
+            loss = loss + reference_kl_coef * divergence / scale
+            reference_kl = (self.policy.actor.diffusion_steps + 1) * divergence
 
+        divergences = bounded_gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
+        if kl_bound is not None:
+            # Of the whole chain: the decisions' divergences add up.
+            chain_kl = self._mean_over_decisions(divergences) * (self.policy.actor.diffusion_steps + 1)
+            penalty = trust_region_losses(chain_kl, kl_bound, self.log_kl_coef)  # type: ignore[arg-type]
+            loss = loss + penalty["kl_loss"] + penalty["kl_coef_loss"] - penalty["kl_coef_loss"].detach()
         with th.no_grad():
-            kl = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
             outside = ((ratio - 1).abs() > clip_range).float()
-            kl, clip_fraction = self._per_decision(th.stack([kl, outside]), steps)
-        return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction)
+            kl, clip_fraction = self._per_decision(th.stack([divergences, outside]), steps)
+        return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction, reference_kl)
+
+    def _reference_divergence(self, data: ChainRolloutSamples, kernels: DecisionKernels) -> th.Tensor:
+        """``KL(q_ref ‖ q_θ)`` in closed form, its mean over the decisions."""
+        reference: Any = self.reference_actor
+        with th.no_grad():
+            features = reference.extract_features(data.observations, reference.features_extractor)
+            fixed = reference.evaluate_decisions(features, data.decisions)
+        return self._mean_over_decisions(bounded_gaussian_kl(fixed.mean, fixed.log_std, kernels.mean, kernels.log_std))
 
     def _log(self, means: MinibatchLosses) -> None:
         self.logger.record("train/loss", means.loss.item())
@@ -388,6 +501,8 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         for name, kl, clip_fraction in zip(names, means.kl.tolist(), means.clip_fraction.tolist(), strict=True):
             self.logger.record(f"train/approx_kl_{name}", kl)
             self.logger.record(f"train/clip_fraction_{name}", clip_fraction)
+        if self.reference_actor is not None:
+            self.logger.record("train/reference_kl", means.reference_kl.item())
         buffer = self.rollout_buffer
         # Of the policy that collected the rollout
         path_entropy = -float(buffer.path_log_probs[..., -1].mean())
@@ -396,8 +511,22 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/ent_coef", buffer.ent_coef)
+        self.logger.record("train/smallest_std", buffer.recorded.log_std.min().exp().item())
+        self.logger.record("train/saturated_actions", self._saturated_share(buffer.recorded.chains[..., 0, :]))
+        if self.log_kl_coef is not None:
+            self.logger.record("train/kl_coef", self.log_kl_coef.exp().item())
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _saturated_share(self, actions: th.Tensor) -> float:
+        """Share of components of ``a^0`` within a hundredth of the box's bound, or, where nothing squashes them, beyond it."""
+        if self.policy.squash_output:
+            return (th.tanh(actions).abs() > 0.99).float().mean().item()
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = (
+            th.as_tensor(bound.flatten(), device=actions.device) for bound in (self.action_space.low, self.action_space.high)
+        )
+        return ((actions < low) | (actions > high)).float().mean().item()
 
     def _choose_steps(self, batch_size: int) -> th.Tensor | None:
         """(B, κ) diffusion steps, κ different ones for each row; None for all."""
@@ -446,9 +575,10 @@ class DiffPPO(FiniteMixin, SafeSaveMixin, PPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        if self.ent_coef_optimizer is not None:
-            return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
+        for name in ("ent_coef", "kl_coef"):
+            if getattr(self, f"{name}_optimizer") is not None:
+                state_dicts, tensors = [*state_dicts, f"{name}_optimizer"], [*tensors, f"log_{name}"]
         return state_dicts, tensors
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "ent_coef_optimizer", "_minibatch_step"]
+        return [*super()._excluded_save_params(), "ent_coef_optimizer", "kl_coef_optimizer", "_minibatch_step"]

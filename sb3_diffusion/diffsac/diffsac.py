@@ -10,14 +10,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_diffusion.common.critics import TwinCritics
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
+from sb3_diffusion.demonstrations.off_policy import OffPolicyPretrainingMixin
 from sb3_diffusion.diffsac.policies import CnnPolicy, DiffusionSACPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffSAC = TypeVar("SelfDiffSAC", bound="DiffSAC")
 
 
-class DiffSAC(DiffusionOffPolicyAlgorithm, TwinCritics, SAC):
+class DiffSAC(OffPolicyPretrainingMixin, TwinCritics, SAC):
     """
     Soft actor-critic with a diffusion policy (arXiv 2512.02019; docs/method.md, "DiffSAC").
 

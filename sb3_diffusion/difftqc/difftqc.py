@@ -10,14 +10,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_diffusion.common.critics import QuantileCritics
-from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
+from sb3_diffusion.demonstrations.off_policy import OffPolicyPretrainingMixin
 from sb3_diffusion.difftqc.policies import CnnPolicy, DiffusionTQCPolicy, MlpPolicy, MultiInputPolicy
 
 SelfDiffTQC = TypeVar("SelfDiffTQC", bound="DiffTQC")
 
 
-class DiffTQC(DiffusionOffPolicyAlgorithm, QuantileCritics, TQC):
+class DiffTQC(OffPolicyPretrainingMixin, QuantileCritics, TQC):
     """
     Truncated quantile critics (TQC, arXiv 2005.04269) with a diffusion policy (arXiv 2512.02019; docs/method.md, "Critics"):
     :class:`~sb3_diffusion.DiffSAC` with other critics.

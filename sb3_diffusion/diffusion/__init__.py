@@ -2,12 +2,12 @@
 
 from sb3_diffusion.diffusion.chain import Chain, Denoiser, sample_chain, sample_end, sample_latents
 from sb3_diffusion.diffusion.kernels import (
+    expected_log_prob,
     gaussian_kl,
     gaussian_log_prob,
     log_det_tanh,
     log_ratio,
     noising_log_prob,
-    noising_step,
     prior_log_prob,
     read_out,
     readout_log_ratio,
@@ -16,14 +16,18 @@ from sb3_diffusion.diffusion.kernels import (
     reverse_step,
     squashed_readout,
     telescoped_log_ratio,
+    with_floor,
 )
+from sb3_diffusion.diffusion.mode import find_mode, mode_noise, mode_of_samples, probe_noise, probe_residual
 from sb3_diffusion.diffusion.schedule import (
     KERNELS,
     NOISE_SCHEDULES,
     KernelTables,
     NoiseSchedule,
+    NoisingMoments,
     make_betas,
     make_kernel_tables,
+    noising_moments,
     remaining_signal,
 )
 
@@ -34,15 +38,22 @@ __all__ = [
     "Denoiser",
     "KernelTables",
     "NoiseSchedule",
+    "NoisingMoments",
+    "expected_log_prob",
+    "find_mode",
     "gaussian_kl",
     "gaussian_log_prob",
     "log_det_tanh",
     "log_ratio",
     "make_betas",
     "make_kernel_tables",
+    "mode_noise",
+    "mode_of_samples",
     "noising_log_prob",
-    "noising_step",
+    "noising_moments",
     "prior_log_prob",
+    "probe_noise",
+    "probe_residual",
     "read_out",
     "readout_log_ratio",
     "remaining_signal",
@@ -54,4 +65,5 @@ __all__ = [
     "sample_latents",
     "squashed_readout",
     "telescoped_log_ratio",
+    "with_floor",
 ]

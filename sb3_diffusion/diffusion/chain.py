@@ -1,7 +1,7 @@
 """Sampling whole chains ``x^K … x^0`` of a diffusion policy."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch as th
 
@@ -10,6 +10,13 @@ from sb3_diffusion.diffusion.schedule import KernelTables
 
 # (x^k (B, d), k) -> drift f and log-scale g, each (B, d)
 Denoiser = Callable[[th.Tensor, int], tuple[th.Tensor, th.Tensor]]
+
+
+class TableRows(Protocol):
+    """Kernel tables, or a schedule."""
+
+    def rows(self) -> list[KernelTables]:
+        """:return: the K rows one by one, for k = 1 … K"""
 
 
 class Chain(NamedTuple):
@@ -23,7 +30,7 @@ class Chain(NamedTuple):
     prior_log_prob: th.Tensor
 
 
-def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> Chain:
+def sample_chain(denoiser: Denoiser, tables: TableRows, prior_std: float, noise: th.Tensor) -> Chain:
     """
     Run the reverse process from the prior.
 
@@ -45,7 +52,7 @@ def sample_chain(denoiser: Denoiser, tables: KernelTables, prior_std: float, noi
     return Chain(th.stack(chain[::-1]), th.stack(log_ratios[::-1]), prior_log_prob(chain[0], prior_std))
 
 
-def sample_latents(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> list[th.Tensor]:
+def sample_latents(denoiser: Denoiser, tables: TableRows, prior_std: float, noise: th.Tensor) -> list[th.Tensor]:
     """
     The latents ``x^0 … x^K`` of :func:`sample_chain`, with its parameters, where the log-ratios are not wanted.
 
@@ -58,7 +65,7 @@ def sample_latents(denoiser: Denoiser, tables: KernelTables, prior_std: float, n
     return latents[::-1]
 
 
-def sample_end(denoiser: Denoiser, tables: KernelTables, prior_std: float, noise: th.Tensor) -> th.Tensor:
+def sample_end(denoiser: Denoiser, tables: TableRows, prior_std: float, noise: th.Tensor) -> th.Tensor:
     """
     The end ``x^0`` of :func:`sample_chain`, with its parameters, where nothing else is wanted.
 

@@ -25,18 +25,6 @@ def reverse_mean(latents: th.Tensor, drift: th.Tensor, tables: KernelTables) -> 
     return th.addcmul(tables.retain * latents, tables.drift_scale, drift)
 
 
-def noising_step(previous: th.Tensor, tables: KernelTables, noise: th.Tensor) -> th.Tensor:
-    """
-    One step of the noising kernel, ``x^k = retain x^{k-1} + noise_std η``.
-
-    :param previous: (B, d), ``x^{k-1}``
-    :param tables: the rows of step k
-    :param noise: (B, d), ``η``, standard normal
-    :return: (B, d)
-    """
-    return tables.retain * previous + tables.noise_std * noise
-
-
 def reverse_sample(
     latents: th.Tensor, drift: th.Tensor, log_scale: th.Tensor, tables: KernelTables, noise: th.Tensor
 ) -> th.Tensor:
@@ -106,6 +94,20 @@ def gaussian_log_prob(residual: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     return th.addcmul(log_norm, residual, residual, value=-0.5).sum(dim=-1)
 
 
+def expected_log_prob(distance: th.Tensor, variance: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+    """
+    Mean log-density of independent Gaussians over a Gaussian value.
+
+    :param distance: (…, d), the value's mean minus theirs
+    :param variance: broadcastable to (…, d), the value's
+    :param log_std: broadcastable to (…, d), theirs
+    :return: (…) in nats
+    """
+    inverse_std = th.exp(-log_std)
+    spread = (variance * inverse_std.square()).expand_as(distance)
+    return gaussian_log_prob(distance * inverse_std, log_std) - 0.5 * spread.sum(dim=-1)
+
+
 def noising_log_prob(latents: th.Tensor, previous: th.Tensor, tables: KernelTables) -> th.Tensor:
     """
     ``log π(x^k | x^{k-1})`` of the noising kernel.
@@ -133,6 +135,16 @@ def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, othe
     distance = ((mean - other_mean) / other_log_std.exp()).clamp(-1e18, 1e18)
     scaled = th.addcmul(th.exp(-2 * log_ratio), distance, distance)
     return (log_ratio + 0.5 * (scaled - 1)).sum(dim=-1)
+
+
+def with_floor(log_std: th.Tensor, log_floor: th.Tensor) -> th.Tensor:
+    """
+    The logarithm of ``√(σ² + floor²)``: never below the floor, and with a gradient everywhere, which a maximum has not.
+
+    :param log_std: ``log σ``
+    :param log_floor: broadcastable to the same shape
+    """
+    return 0.5 * th.logaddexp(2 * log_std, 2 * log_floor)
 
 
 def telescoped_log_ratio(latents: th.Tensor, signal: th.Tensor, prior_std: float) -> th.Tensor:

@@ -26,10 +26,14 @@ class TurningDoubleWell(TurningEnv):
     The observation is the heading as a unit vector, float32 of shape (2,). The first heading is random; an episode never
     terminates (``TurningDoubleWell-v0`` truncates it after 200 steps). ``info`` holds ``heading`` in degrees, ``position``
     of shape (2,) and, after a step, ``turn``, the executed turn in degrees.
+
+    :param render_mode: "rgb_array", "human" or None
     """
 
     #: Unit vectors of the eight headings 0°, 45° … 315°, shape (8, 2): every observation there is.
     HEADINGS: ClassVar[np.ndarray] = _eight_headings()
+    TURN_RANGE: ClassVar[float] = 90.0
+    PAYOFF: ClassVar[str] = "reward"
 
     @staticmethod
     def reward(actions: npt.ArrayLike) -> np.ndarray:
@@ -49,3 +53,6 @@ class TurningDoubleWell(TurningEnv):
 
     def _turn(self, action: float) -> tuple[float, float]:
         return 45.0 if action >= 0 else -45.0, float(self.reward(action))
+
+    def _payoff(self, actions: np.ndarray, heading: float) -> np.ndarray:
+        return self.reward(actions)

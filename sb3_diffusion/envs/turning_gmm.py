@@ -25,6 +25,7 @@ class TurningGMM(TurningEnv):
     (2,) and, after a step, ``turn``, the executed turn in degrees.
 
     :param mixture_seed: which mixtures: the 8 x 5 means are uniform in [-0.75, 0.75], five standard deviations from the ends
+    :param render_mode: "rgb_array", "human" or None
     :raises ValueError: unless ``mixture_seed`` is an integer from 0 on
     """
 
@@ -33,10 +34,11 @@ class TurningGMM(TurningEnv):
     STD: ClassVar[float] = 0.05
     DENSITY_FLOOR: ClassVar[float] = 1e-12
     TURN_RANGE: ClassVar[float] = 120.0
+    PAYOFF: ClassVar[str] = "exp(reward)"
 
-    def __init__(self, mixture_seed: int = 0) -> None:
+    def __init__(self, mixture_seed: int = 0, render_mode: str | None = None) -> None:
         check_number("mixture_seed", mixture_seed, 0, integer=True)
-        super().__init__()
+        super().__init__(render_mode)
         largest = 1 - 5 * self.STD
         #: Means of the mixtures in ascending order, shape (8, 5).
         self.means = np.sort(np.random.default_rng(mixture_seed).uniform(-largest, largest, (self.N_SECTORS, self.N_MODES)))
@@ -65,3 +67,6 @@ class TurningGMM(TurningEnv):
 
     def _turn(self, action: float) -> tuple[float, float]:
         return self.TURN_RANGE * action, float(self.reward(action, self.sector(self._heading)))
+
+    def _payoff(self, actions: np.ndarray, heading: float) -> np.ndarray:
+        return np.exp(self.reward(actions, self.sector(heading)))

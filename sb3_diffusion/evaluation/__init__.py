@@ -18,7 +18,6 @@ from sb3_diffusion.evaluation.mode_coverage import (
     sample_actions,
     turn_mass,
 )
-from sb3_diffusion.evaluation.parallel import remembered, run_all
 from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
 from sb3_diffusion.experiments.provenance import provenance
 
@@ -39,8 +38,6 @@ __all__ = [
     "plot_goals",
     "plot_turns",
     "provenance",
-    "remembered",
-    "run_all",
     "sample_actions",
     "total_variation",
     "turn_mass",

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def end_trajectories(model: BaseAlgorithm) -> None:
     if buffer is None or (buffer.pos == 0 and not buffer.full):
         return
     if isinstance(buffer, HerReplayBuffer):
-        buffer.truncate_last_trajectory()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it truncates
+            buffer.truncate_last_trajectory()
         return
     unfinished = buffer.dones[buffer.pos - 1] == 0
     buffer.dones[buffer.pos - 1, unfinished] = True

@@ -141,12 +141,12 @@ class Comparison:
         return self.against_baseline(probability_of_improvement, variant, environments, metric)
 
     def seeds(self, variant: str) -> str:
-        """:return: the seeds of a variant's finished runs, or how many where tasks have different ones"""
-        sets = [{run.seed for run in self.select(variant, environment)} for environment in self.environments]
-        sets = [seeds for seeds in sets if seeds]
-        if sets and all(seeds == sets[0] for seeds in sets):
-            return f"{'seeds' if len(sets[0]) > 1 else 'seed'} {ranges(sets[0])}"
-        return f"{ranges(map(len, sets)) or 'no finished'} seeds"
+        """:return: the seeds of a variant's finished runs, with a stroke between those of different tasks"""
+        seeds = [[run.seed for run in self.select(variant, environment)] for environment in self.environments]
+        different = unique(ranges(numbers) for numbers in seeds if numbers)
+        if not different:
+            return "no finished run"
+        return f"{'seed' if max(map(len, seeds)) == 1 and len(different) == 1 else 'seeds'} {' / '.join(different)}"
 
     def problems(self) -> list[str]:
         """:return: a sentence for everything that a reader of the numbers must know"""
@@ -160,9 +160,17 @@ class Comparison:
         if unfinished:
             sentences.append(f"Unfinished and left out: {'; '.join(map(progress, unfinished))}.")
         for metric in self.metrics:
-            runs = [run.name for place in places for run in self.select(*place) if not np.isfinite(run.final(metric))]
-            if runs:
-                sentences.append(f"No {words(metric)} at the last evaluation, left out: {'; '.join(runs)}.")
+            measured = {run.environment for run in self.runs if len(run.curve(metric)[0])}
+            if missing := [environment for environment in self.environments if environment not in measured]:
+                sentences.append(f"No {words(metric)} on {', '.join(missing)}.")
+            without = [
+                run.name
+                for variant, environment in places
+                for run in self.select(variant, environment)
+                if environment in measured and not np.isfinite(run.final(metric))
+            ]
+            if without:
+                sentences.append(f"No {words(metric)} at the last evaluation, left out: {'; '.join(without)}.")
         if alone:
             where = "; ".join(f"{environment}: {', '.join(variants)}" for environment, variants in alone.items())
             sentences.append(f"One seed, so no interval: {where}.")
@@ -180,11 +188,10 @@ class Comparison:
         runs = [run for variant in self.variants for run in self.select(variant, environment)]
         longest = max((run.last_step for run in runs), default=0)
         short = unique(run.variant for run in runs if run.last_step + run.interval <= longest)
-        if not short:
-            return []
-        return [
-            f"{environment}: {', '.join(short)} trained for fewer than the others' {longest} steps (--steps compares alike)."
-        ]
+        most = f"{longest:,}".replace(",", " ")
+        return [f"{environment}: runs of {', '.join(short)} are shorter than {most} steps; --steps compares alike."] * bool(
+            short
+        )
 
     def without_means_over_tasks(self, metric: str) -> list[str]:
         """:return: sentences on tasks and variants that are not in the means over tasks"""

@@ -75,7 +75,9 @@ def outcome_of(run: Run, error: BaseException | None) -> Outcome:
         return Outcome(run, line)
     failure = Path(run.folder) / FAILURE
     if not failure.exists() and not (Path(run.folder) / RESULT).exists():
-        write_json(failure, {"traceback": f"The process of the run ended without a traceback. {line}"})
+        write_json(
+            failure, {"traceback": f"The process of the run ended without a traceback. {type(error).__name__}: {error}"}
+        )
     return Outcome(run, line)
 
 

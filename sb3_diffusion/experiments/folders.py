@@ -69,7 +69,7 @@ def state_of(run: Run) -> RunState:
     progress = read_json(folder / PROGRESS)
     failure = read_json(folder / FAILURE)
     status = "failed" if failure else "partial" if progress else "new"
-    progress = progress or {"seconds": 0.0, "rows": [], "parts": []}
+    progress = {"seconds": 0.0, "rows": [], "parts": []} | (progress or {})
     text = failure["traceback"] if failure else ""
     kept = timesteps_kept(folder)
     return RunState(status, kept, progress["seconds"], tuple(progress["rows"]), text, tuple(progress["parts"]))

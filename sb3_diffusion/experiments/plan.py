@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import rl_zoo3
 import yaml
+from stable_baselines3.common.utils import get_device
 
 from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file, register
 
@@ -341,6 +342,12 @@ def campaign_of(file: Path, content: Any, out: Path) -> Campaign:
         if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
             raise CampaignError(f"resources.{key} must be a number >= 0, not {value!r}")
 
+    device = content.get("device", "auto")
+    try:
+        get_device(device)
+    except (RuntimeError, TypeError) as error:
+        raise CampaignError(f"device: {device!r} is none of PyTorch's ({error})") from error
+
     default = content.get("default", {})
     if not isinstance(default, dict):
         raise CampaignError(f"default must be a mapping, not {default!r}")
@@ -365,7 +372,7 @@ def campaign_of(file: Path, content: Any, out: Path) -> Campaign:
             evaluation=how,
             # ARS counts its progress from where its learn began.
             checkpoint_every=steps if settings[name, env_id][0] == "ars" else checkpoint_every,
-            device=str(content.get("device", "auto")),
+            device=device,
             gym_packages=gym_packages,
             folder=str(out.resolve() / "runs" / name / env_id.replace("/", "_").replace(":", "_") / str(seed)),
         )

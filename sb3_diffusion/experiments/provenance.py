@@ -5,7 +5,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("stable_baselines3", "torch", "gymnasium", "mujoco", "numpy")
+PACKAGES = ("sb3_diffusion", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
 
 
 def processor() -> str:

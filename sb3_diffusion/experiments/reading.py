@@ -29,7 +29,7 @@ class Run:
     source: str
     """Where it was read."""
     status: str = ""
-    """What the campaign says about it, ``"failed"`` for example; empty if nobody says."""
+    """What its campaign says: "finished", "partial", "failed" or "new"; empty if nobody says."""
     machines: tuple[str, ...] = ()
     """On which it ran; empty if nobody says."""
 
@@ -49,8 +49,10 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether no further evaluation was due."""
-        return self.last_step > 0 and self.status != "failed" and not self.last_step + self.interval <= self.planned_steps
+        """What its campaign says; if nobody says, whether no further evaluation was due."""
+        if self.status:
+            return self.status == "finished"
+        return self.last_step > 0 and not self.last_step + self.interval <= self.planned_steps
 
     def curve(self, metric: str, against: str = "timesteps") -> tuple[np.ndarray, np.ndarray]:
         """
@@ -70,8 +72,10 @@ class Run:
     def until(self, steps: int) -> "Run | None":
         """:return: the run as if it had ended at this step; None if there was no evaluation by then"""
         evaluations = self.evaluations[self.evaluations["timesteps"] <= steps]
-        planned = min(self.planned_steps, steps)
-        return replace(self, evaluations=evaluations, planned_steps=planned) if len(evaluations) else None
+        if evaluations.empty:
+            return None
+        status = "finished" if self.finished else ""
+        return replace(self, evaluations=evaluations, planned_steps=min(self.planned_steps, steps), status=status)
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -170,12 +174,12 @@ def read_table(path: Path, label: str | None) -> list[Run]:
         wrong = table[name].notna() & numbers.isna() if name not in RUN_COLUMNS else numbers.isna()
         if wrong.any():
             row = wrong.idxmax()
-            raise ValueError(f"{path}, line {row + 2}: {name}={table[name][row]!r} is not a number")
+            raise ValueError(f"{path}, line {row + 2}: {name}={table[name][row]} is not a number")
         table[name] = numbers
     for name in ("variant", "environment"):
         if table[name].isna().any():
             raise ValueError(f"{path}, line {table[name].isna().idxmax() + 2}: {name} is empty")
-    steps, known = read_report(path.with_suffix(".json"))
+    known = read_report(path.with_suffix(".json"))
     rows_of = dict(list(table.groupby(["variant", "environment", "seed"], sort=False)))
     alone = table["variant"].nunique() == 1
     runs = []
@@ -184,31 +188,31 @@ def read_table(path: Path, label: str | None) -> list[Run]:
         rows = rows_of.get(key, table.iloc[:0]).drop(columns=["variant", "environment", "seed"])
         evaluations = rows.sort_values("timesteps", ignore_index=True)
         name = variant if label is None else label if alone else f"{label} {variant}"
-        runs.append(Run(name, environment, int(seed), evaluations, steps, str(path), *known.get(key, ())))
+        told: dict[str, Any] = known.get(key, {"planned_steps": np.nan})
+        runs.append(Run(name, environment, int(seed), evaluations, source=str(path), **told))
         if evaluations["timesteps"].duplicated().any():
             raise ValueError(f"{path} has two evaluations of {runs[-1].name} at the same step")
     return runs
 
 
-def read_report(path: Path) -> tuple[float, dict[tuple[str, str, int], tuple[str, tuple[str, ...]]]]:
+def read_report(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     """
     :param path: a campaign's JSON
-    :return: environment steps of each run, NaN if nobody says; by variant, environment and seed a run's status and machines
+    :return: by variant, environment and seed ``planned_steps``, ``status`` and ``machines``; nothing if there is no such file
     :raises ValueError: if it is not a campaign's
     """
     if not path.is_file():
-        return np.nan, {}
+        return {}
     try:
         content = json.loads(path.read_text())
-        machines = [part["machine"] for part in content.get("made_with", [])]
-        runs = {
-            (run["variant"], run["environment"], int(run["seed"])): (
-                run.get("status", ""),
-                tuple(machines[number] for number in run.get("made_with", [])),
-            )
-            for run in content.get("runs", [])
+        return {
+            (run["variant"], run["environment"], int(run["seed"])): {
+                "planned_steps": float(run.get("steps", content.get("steps", np.nan))),
+                "status": run["status"],
+                "machines": tuple(content["made_with"][number]["machine"] for number in run["made_with"]),
+            }
+            for run in content["runs"]
         }
-        return float(content.get("steps", np.nan)), runs
     except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is not a campaign's JSON: {error!r}") from error
 

@@ -147,8 +147,9 @@ def train(run: Run) -> None:
     assert model.env is not None
     continued = load_checkpoint(folder, model, model.env)
     if continued is not None:
-        model, state = continued
-        print(f"continued at {model.num_timesteps} steps")
+        model, saved = continued
+        state |= saved
+        print(f"continued at {model.num_timesteps} steps", flush=True)
         restart(model, manager, run.seed)
     state["parts"].append({"from": model.num_timesteps, **provenance()})
     logger = RememberingLogger()
@@ -218,3 +219,5 @@ def execute(run: Run, seconds_to_wait: float = 0.0) -> None:
             print(text, file=sys.stderr)
             write_json(folder / FAILURE, {"traceback": text})
             raise
+        finally:
+            sys.stdout.flush()

@@ -1,6 +1,5 @@
 """Wasserstein policy optimisation (arXiv 2505.00663), one reverse step at a time."""
 
-import math
 from typing import Any
 
 import torch as th
@@ -9,14 +8,10 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.chains import KeptLatents, SampledChains, TensorOrDict
 from sb3_diffusion.common.objectives.base import Objective
 from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
-from sb3_diffusion.diffusion import gaussian_kl, gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
+from sb3_diffusion.common.trust_region import bounded_gaussian_kl, trust_region_losses
+from sb3_diffusion.diffusion import gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
 
-LARGE_DIVERGENCE = 1e4  # nats of one reverse step
 ACTION_GRADIENTS = ("identity", "cube_root")
-# The multiplier of the trust region must follow within one interval of the older actor: MPO's step size for it
-# (arXiv 1806.06920), and bounds from which it comes back.
-KL_COEF_LEARNING_RATE = 1e-2
-MIN_LOG_KL_COEF, MAX_LOG_KL_COEF = math.log(1e-2), math.log(1e4)
 
 
 class DecisionKernel:
@@ -72,36 +67,31 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
     value = (ent_coef * log_ratios - q_values).detach()
     losses = {"actor_loss": mean_over_steps(loss - loss.detach() + value, levels.n_last, model.actor.diffusion_steps)}
     if model.target_kl is not None:
-        losses.update(trust_region_losses(model, states, kernel, kept))
+        losses.update(distance_to_older_actor(model, states, kernel, kept))
     return losses
 
 
-def with_bounded_slope(divergences: th.Tensor) -> th.Tensor:
+def chain_kl(other: DiffusionActor, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents) -> th.Tensor:
     """
-    Beyond a divergence that no trust region allows, its logarithm: the direction of the gradient stays, and its size, which
-    grows with the inverse variance of the kernels, no longer overflows.
+    ``Σ_k KL(q_other(· | x^k, s) ‖ q_θ)`` at latents of the present policy, in closed form, its mean over the states.
 
-    :param divergences: (N,) in nats
-    :return: (N,)
+    :param other: another actor, which gets no gradient
+    :param states: of the chains
+    :param kernel: of the present actor
+    :param kept: the latents
+    :return: a scalar in nats
     """
-    logarithm = (divergences.clamp(min=LARGE_DIVERGENCE) / LARGE_DIVERGENCE).log()
-    return th.where(divergences > LARGE_DIVERGENCE, LARGE_DIVERGENCE * (1 + logarithm), divergences)
-
-
-def trust_region_losses(model: Any, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents) -> dict[str, th.Tensor]:
-    """The divergence from the older actor times its multiplier, and the multiplier's own loss."""
-    target = model.actor_target
     with th.no_grad():
-        old = DecisionKernel(target, target.extract_features(states, target.features_extractor), kept)
-    divergences = with_bounded_slope(gaussian_kl(old.mean, old.log_std, kernel.mean, kernel.log_std))
-    kl = model.actor.diffusion_steps * mean_over_steps(divergences, kernel.n_last, model.actor.diffusion_steps)
-    kl_coef = model.log_kl_coef.exp().squeeze()
-    return {
-        "kl": kl.detach(),
-        "kl_coef": kl_coef.detach(),
-        "kl_loss": kl_coef.detach() * kl,
-        "kl_coef_loss": -(model.log_kl_coef * (kl.detach() - model.target_kl)).squeeze(),
-    }
+        others = DecisionKernel(other, other.extract_features(states, other.features_extractor), kept)  # type: ignore[arg-type]
+    divergences = bounded_gaussian_kl(others.mean, others.log_std, kernel.mean, kernel.log_std)
+    return other.diffusion_steps * mean_over_steps(divergences, kernel.n_last, other.diffusion_steps)
+
+
+def distance_to_older_actor(
+    model: Any, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents
+) -> dict[str, th.Tensor]:
+    """The divergence from the older actor times its multiplier, and the multiplier's own loss."""
+    return trust_region_losses(chain_kl(model.actor_target, states, kernel, kept), model.target_kl, model.log_kl_coef)
 
 
 WASSERSTEIN = Objective(wasserstein_losses, uses_diffusion_value=True)
