@@ -18,14 +18,13 @@ FEW = ("--episodes=4 --epochs=2 --warm-up=2 --steps=20 --every=10 --adaptation=1
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The example as a module, with small networks, two environments, and no processes of its own."""
+    """The example as a module, with small networks and two environments."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.delitem(sys.modules, "two_ways_round", raising=False)
     module = importlib.import_module("two_ways_round")
     monkeypatch.setattr(module, "EVALUATION_ENVS", 2)
     monkeypatch.setattr(module, "NET_ARCH", [8])
     monkeypatch.setitem(module.SETTINGS, "batch_size", 8)
-    monkeypatch.setattr(module, "run_all", lambda function, jobs, workers: [print(function(*job)) for job in jobs])
     return module
 
 
@@ -35,7 +34,8 @@ def test_the_example_leaves_stages_curves_paths_and_a_picture(
     monkeypatch.setenv("MINARI_DATASETS_PATH", "overwritten")
     monkeypatch.setattr(sys, "argv", ["two_ways_round.py", *FEW, "--out", str(tmp_path)])
     example.main()
-    assert "diffsac, seed 0 (success, left, steps): demonstrations: 1.00" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "sac, seed 0, fine-tuning, 10 steps: arrives" in printed and "  demonstrations: arrives 100%" in printed
     result = json.loads((tmp_path / "sac_seed0.json").read_text())["result"]
     assert list(result["stages"]) == list(example.STAGES)
     assert [row["timesteps"] for row in result["curves"]["fine-tuning"]] == [0, 10, 20]
