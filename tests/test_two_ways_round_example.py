@@ -25,7 +25,6 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "EVALUATION_ENVS", 2)
     monkeypatch.setattr(module, "NET_ARCH", [8])
     monkeypatch.setitem(module.SETTINGS, "batch_size", 8)
-    monkeypatch.setattr(module, "run_all", lambda function, jobs, workers: [print(function(*job)) for job in jobs])
     return module
 
 
