@@ -53,7 +53,7 @@ ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"diffsac": DiffSAC, "sac": SA
 # An update of the actor for every two of the critics, which SAC does not know
 OWN_SETTINGS: dict[str, dict[str, Any]] = {"diffsac": dict(policy_delay=2), "sac": {}}
 # Of the pull to the imitator during the fine-tuning, which SAC does not know either, in rewards per nat
-KL_COEF = 0.003
+KL_COEF = 0.001
 LABELS = {"diffsac": "DiffSAC, diffusion", "sac": "SAC, Gaussian"}
 IMITATION: dict[str, Any] = dict(batch_size=256, learning_rate=1e-3)
 LEARNING_RATE = 3e-4
@@ -359,10 +359,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes")
     parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation")
     parser.add_argument("--warm-up", type=int, default=4000, help="updates of the critics before the fine-tuning")
-    parser.add_argument("--steps", type=int, default=5000, help="environment steps of the fine-tuning")
+    parser.add_argument("--steps", type=int, default=4000, help="environment steps of the fine-tuning")
     parser.add_argument("--every", type=int, default=500, help="steps between two evaluations of the fine-tuning")
     parser.add_argument("--adaptation", type=int, default=2000, help="environment steps with one way blocked")
-    parser.add_argument("--evaluation-episodes", type=int, default=200, help="of an evaluation; half of it along the way")
+    parser.add_argument("--evaluation-episodes", type=int, default=100, help="of an evaluation; half of it along the way")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), help="which to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each algorithm for each")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, with a CPU core each")
