@@ -58,12 +58,14 @@ def actor_gradients(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5", help="with vector observations")
-    parser.add_argument("--steps", type=int, default=8_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--diffusion-steps", type=int, default=4)
-    parser.add_argument("--latents-per-state", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--batches", type=int, default=300)
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    parser.add_argument("--steps", type=int, default=8_000, help="environment steps before the measurement (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+    parser.add_argument("--diffusion-steps", type=int, default=4, help="K (%(default)s)")
+    parser.add_argument(
+        "--latents-per-state", type=int, nargs="+", default=[1, 2, 4], help="κ, any number of them (%(default)s)"
+    )
+    parser.add_argument("--batches", type=int, default=300, help="whose gradients are compared (%(default)s)")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"), help="folder (%(default)s)")
     args = parser.parse_args()
     th.set_num_threads(1)
     model = DiffSAC(

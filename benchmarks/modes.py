@@ -22,7 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_diffusion.envs import BimodalBandit
 from sb3_diffusion.evaluation import goal_coverage, plot_density, plot_goals, plot_turns, sample_actions, turn_mass
-from sb3_diffusion.evaluation.metrics import BANDIT_TEMPERATURE
+from sb3_diffusion.experiments.metrics import BANDIT_TEMPERATURE
 from sb3_diffusion.zoo import register
 
 Models = Mapping[str, BaseAlgorithm]

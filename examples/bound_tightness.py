@@ -200,10 +200,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=list(DIFFUSION_STEPS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--updates", type=int, default=UPDATES)
-    parser.add_argument("--out", type=Path, default=Path("bound_tightness"))
+    parser.add_argument(
+        "--diffusion-steps", type=int, nargs="+", default=list(DIFFUSION_STEPS), help="K, any number of them (%(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="one training each (%(default)s)")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="gradient steps of a training (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("bound_tightness"), help="folder for the results (%(default)s)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     th.set_num_threads(1)

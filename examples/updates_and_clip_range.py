@@ -58,7 +58,7 @@ def campaign(diffusion_steps: list[int], seeds: list[int], steps: int) -> dict[s
         "evaluation": {
             "every": max(1, steps // 20),
             "episodes": 10,
-            "metrics": ["sb3_diffusion.evaluation.metrics.update_size"],
+            "metrics": ["sb3_diffusion.experiments.metrics.update_size"],
         },
         "device": "cpu",
         "default": SETTINGS,
@@ -98,11 +98,13 @@ def draw(table: pd.DataFrame, diffusion_steps: list[int], steps: int) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diffusion-steps", type=int, nargs="+", default=list(DIFFUSION_STEPS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=60_000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("updates_and_clip_range"))
+    parser.add_argument(
+        "--diffusion-steps", type=int, nargs="+", default=list(DIFFUSION_STEPS), help="K, any number of them (%(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one run each (%(default)s)")
+    parser.add_argument("--steps", type=int, default=60_000, help="environment steps of a run (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("updates_and_clip_range"), help="folder (%(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "campaign.yml"

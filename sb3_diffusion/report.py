@@ -8,7 +8,9 @@ def main() -> None:
     try:
         from sb3_diffusion.experiments.reporting import report
     except ModuleNotFoundError as error:
-        raise SystemExit(f"reports need the package {error.name}: install sb3_diffusion with its extra 'report'") from error
+        raise SystemExit(
+            f"reports need the package {error.name}: install sb3_diffusion with its extra 'experiments'"
+        ) from error
     report(sys.argv[1:])
 
 

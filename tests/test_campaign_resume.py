@@ -55,6 +55,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "crossq": ("Short-v0", {"algo": "crossq", **small.OFF_POLICY}),
     "tqc": ("Short-v0", {"algo": "tqc", **small.OFF_POLICY}),
     "recurrent": ("Short-v0", {"algo": "ppo_lstm", **ON_POLICY, "policy": "MlpLstmPolicy", "n_envs": 2}),
+    "compiled": ("Short-v0", {"algo": "diffsac", "torch_compile": True, **small.OFF_POLICY}),
+    "compiled diffcrossq": ("Short-v0", {"algo": "diffcrossq", "torch_compile": True, **small.OFF_POLICY}),
+    "diffcrossq": ("Short-v0", {"algo": "diffcrossq", "policy_delay": 3, **small.OFF_POLICY}),
+    "difftqc": ("Short-v0", {"algo": "difftqc", **small.OFF_POLICY}),
     "trpo": ("Short-v0", {"algo": "trpo", "n_steps": 16, "batch_size": 16, **small.SMALL}),
     "ars": ("Short-v0", {"algo": "ars", "n_delta": 1, "policy": "LinearPolicy", "n_envs": 2}),
 }
@@ -92,6 +96,10 @@ def test_a_run_killed_ten_times_has_the_numbers_of_one_that_was_not(variant: str
     assert same_parameters(run, twin)
 
 
+# A compilation takes longer than all others together.
+SLOW = ("compiled", "compiled diffcrossq")
+
+
 class Killed(BaseException):
     """What a test lets happen instead of a signal."""
 
@@ -108,7 +116,7 @@ def killed_run(run: Run, monkeypatch: pytest.MonkeyPatch, module: Any, function:
             training.train(run)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in KINDS])
 def test_every_kind_of_algorithm_goes_on_as_if_nothing_had_happened(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

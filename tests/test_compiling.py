@@ -3,9 +3,11 @@
 import copy
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -17,6 +19,7 @@ from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY
 from torch._dynamo.utils import counters
 
 from sb3_diffusion import DiffPPO, DiffSAC
+from sb3_diffusion.common import compiling
 from sb3_diffusion.common.compiling import CompiledOrEager
 
 MakeModel = Callable[..., Any]
@@ -211,3 +214,31 @@ def test_diffppos_schedules_do_not_compile_anew(monkeypatch: pytest.MonkeyPatch)
     before = counters["stats"]["unique_graphs"]
     model.learn(48)
     assert counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_a_line_says_that_something_is_compiled_once_and_without_verbosity_only_if_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(function: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            time.sleep(0.3)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(th, "compile", slowly)
+
+    def said(model: Any, seconds: float) -> str:
+        monkeypatch.setattr(compiling, "SECONDS_OF_SILENCE", seconds)
+        function = CompiledOrEager(a_gradient_step)
+        assert function(model) == function(model) == "result"
+        return capfd.readouterr().err
+
+    line = "torch_compile=True: compiling the gradient step (a gradient step), once; this can take a minute or two\n"
+    assert said(SimpleNamespace(verbose=0), 60) == ""
+    assert said(SimpleNamespace(verbose=0), 0.05) == line
+    assert said(SimpleNamespace(verbose=1), 60) == line
+
+
+def a_gradient_step(model: Any) -> str:
+    return "result"

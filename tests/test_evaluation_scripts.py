@@ -1,71 +1,256 @@
-"""The commands that make tables and pictures: small runs of benchmarks and of the examples."""
+"""The commands that make tables and pictures: campaigns of benchmarks and examples, cost, modes, and what they are made of."""
 
-import csv
 import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import rl_zoo3
+import yaml
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_diffusion import DiffSAC, DiffWPO
+from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion.experiments.annealing import Annealing
+from sb3_diffusion.experiments.command import check_buildable
+from sb3_diffusion.experiments.metrics import mode_coverage, update_size
+from sb3_diffusion.experiments.plan import campaign_of, read_campaign
+from sb3_diffusion.experiments.reading import read
+from sb3_diffusion.experiments.reporting import report
+from sb3_diffusion.zoo import register
 
 ROOT = Path(__file__).parents[1]
+CAMPAIGNS = sorted([*(ROOT / "benchmarks" / "campaigns").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
+NOT_OF_CAMPAIGNS = ("cost_", "diffusion_value", "bound_tightness")
+TABLES = [
+    path
+    for folder in ("benchmarks", "examples")
+    for path in sorted((ROOT / folder / "results").glob("*.csv"))
+    if not path.name.startswith(NOT_OF_CAMPAIGNS)
+]
+NETWORK: dict[str, Any] = {"net_arch": [8]}
 
 
-@pytest.fixture
-def mode_coverage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark as a module, with trainings of a few steps."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.delitem(sys.modules, "mode_coverage", raising=False)
-    module = importlib.import_module("mode_coverage")
-    for task in module.TASKS.values():
-        task.settings["off-policy"] |= {"steps": 30, "learning_starts": 10, "policy_kwargs": {"net_arch": [8]}}
-        task.settings["on-policy"] |= {"steps": 64, "policy_kwargs": {"net_arch": [8]}}
-    module.COMMON["on-policy"] |= {"n_envs": 2, "n_steps": 16, "batch_size": 16}
-    return module
+def script(name: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script as a module."""
+    monkeypatch.syspath_prepend(ROOT / folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
 
 
-def test_the_benchmark_trains_every_algorithm_once_and_tabulates_what_it_found(
-    mode_coverage: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("file", CAMPAIGNS, ids=lambda file: file.stem)
+def test_every_campaign_can_be_started(file: Path, tmp_path: Path) -> None:
+    register()
+    content = yaml.safe_load(file.read_text())
+    algorithms = {(content.get("default", {}) | variant)["algo"] for variant in content["variants"].values()}
+    if unknown := algorithms - rl_zoo3.ALGOS.keys():
+        pytest.skip(f"for algorithms that are not there: {unknown}")
+    check_buildable(read_campaign(file, tmp_path).runs)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_kept_table_is_a_campaigns_and_has_its_json(path: Path) -> None:
+    runs = read([str(path)])
+    content = json.loads(path.with_suffix(".json").read_text())
+    assert {(run.variant, run.environment, run.seed) for run in runs} == {
+        (run["variant"], run["environment"], run["seed"]) for run in content["runs"]
+    }
+    for run in content["runs"]:
+        assert run["environment"] in content["variants"][run["variant"]]
+        assert all(content["made_with"][number]["commit"] for number in run["made_with"])
+
+
+def test_the_repository_keeps_no_more_than_sixty_result_files() -> None:
+    files = [
+        path for folder in ("benchmarks", "examples") for path in (ROOT / folder / "results").rglob("*") if path.is_file()
+    ]
+    assert len(files) <= 60
+
+
+def build(algorithm: str, env_id: str) -> Any:
+    env = make_vec_env(env_id, seed=0)
+    common: dict[str, Any] = {"policy_kwargs": dict(NETWORK), "seed": 0, "device": "cpu"}
+    if algorithm in ("PPO", "DiffPPO"):
+        return {"PPO": PPO, "DiffPPO": DiffPPO}[algorithm]("MlpPolicy", env, n_steps=32, batch_size=16, **common).learn(64)
+    policy: Any = DiffusionSACPolicy if algorithm == "full chain" else "MlpPolicy"
+    classes = {"SAC": SAC, "full chain": SAC, "DiffSAC": DiffSAC, "DiffWPO": DiffWPO}
+    return classes[algorithm](policy, env, learning_starts=8, batch_size=8, ent_coef=1.0, **common).learn(16)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "algorithm", "names"),
+    [
+        ("BimodalBandit-v0", "DiffSAC", "total_variation share_positive mean_reward deterministic_reward bound_gap"),
+        ("BimodalBandit-v0", "DiffPPO", "total_variation share_positive mean_reward deterministic_reward"),
+        ("MultiGoal2D-v0", "full chain", "goals entropy mean_return share_0 share_1 share_2 share_3"),
+        ("TurningDoubleWell-v0", "PPO", "smallest_share mean_reward deterministic_reward"),
+        ("TurningGMM-v0", "SAC", "divergence worst_divergence mean_reward"),
+        ("Pendulum-v1", "DiffWPO", ""),
+    ],
+)
+def test_a_campaign_measures_how_many_modes_a_policy_keeps(env_id: str, algorithm: str, names: str) -> None:
+    model = build(algorithm, env_id)
+    found = mode_coverage(model, model.get_env())
+    assert " ".join(found) == names
+    assert all(isinstance(value, float) and np.isfinite(value) for value in found.values())
+    if "bound_gap" in found:  # the entropy of the actions is at least that of the path, but for the histogram's error
+        assert found["bound_gap"] > -0.01
+    if "entropy" in found:
+        assert 0 <= found["entropy"] <= 1 and 0 <= sum(found[f"share_{i}"] for i in range(4)) <= 1
+
+
+def test_the_size_of_an_update_is_what_was_logged() -> None:
+    model = build("DiffPPO", "Pendulum-v1")
+    found = update_size(model, model.get_env())
+    assert found == {name: float(model.logger.name_to_value[f"train/{name}"]) for name in ("approx_kl", "clip_fraction")}
+    off_policy = build("SAC", "Pendulum-v1")
+    assert update_size(off_policy, off_policy.get_env()) == {}
+
+
+def test_what_is_annealed_holds_falls_and_holds_again() -> None:
+    linear = Annealing("learning_rate", 3e-3, 0.0, 0.5)
+    assert [linear.value(progress) for progress in (1.0, 0.5, 0.25, 0.0)] == pytest.approx([3e-3, 3e-3, 1.5e-3, 0.0])
+    geometric = Annealing("ent_coef", 16.0, 4.0, 0.25, 0.75, geometric=True)
+    assert [geometric.value(progress) for progress in (1.0, 0.75, 0.5, 0.25, 0.0)] == pytest.approx([16, 16, 8, 4, 4])
+
+
+@pytest.mark.parametrize("algorithm", ["SAC", "full chain", "DiffSAC", "DiffWPO", "DiffPPO"])
+def test_temperature_and_learning_rate_of_every_algorithm_can_be_annealed(algorithm: str) -> None:
+    model = build(algorithm, "Pendulum-v1")
+    callbacks = [Annealing("ent_coef", 0.5, 0.1, geometric=True), Annealing("learning_rate", 1e-2, 1e-3)]
+    model.learn(64, callback=callbacks)
+    if algorithm == "DiffPPO":
+        # At the second rollout of two, half of the training is left.
+        assert model.rollout_buffer.ent_coef == pytest.approx(0.5 * 0.2**0.5)
+    else:
+        assert model.ent_coef_tensor.item() == pytest.approx(0.1)
+    (group,) = (model.policy if algorithm == "DiffPPO" else model.actor).optimizer.param_groups
+    assert group["lr"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"what": "gamma", "first": 1, "last": 0}, "what='gamma' is unknown; allowed: "),
+        ({"what": "ent_coef", "first": -1, "last": 0}, "first=-1 must be a finite number >= 0"),
+        ({"what": "ent_coef", "first": 1, "last": 0, "geometric": True}, "last=0 must be a finite number > 0"),
+        ({"what": "ent_coef", "first": 1, "last": 0, "begin": 0.5, "end": 0.5}, r"end=0.5 must be a finite number > 0\.5 and"),
+    ],
+)
+def test_annealing_refuses_what_cannot_be(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Annealing(**arguments)
+
+
+def test_annealing_refuses_an_algorithm_without_a_temperature() -> None:
+    learned = SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(NETWORK), device="cpu")
+    with pytest.raises(ValueError, match="SAC with ent_coef='auto' has no temperature to anneal"):
+        learned.learn(4, callback=Annealing("ent_coef", 1.0, 0.1))
+
+
+def test_a_campaign_of_a_multimodal_task_ends_in_a_table_and_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in mode_coverage.ALGORITHMS:
-        assert "entropy" in mode_coverage.run_one("goals", name, 0, str(tmp_path))
-        assert "done before" in mode_coverage.run_one("goals", name, 0, str(tmp_path))
-    assert "divergence" in mode_coverage.run_one("mixture", "sac", 0, str(tmp_path))
-    assert "smallest_share" in mode_coverage.run_one("turning", "diffsac", 1, str(tmp_path))
-    report = json.loads((tmp_path / "goals" / "diffsac_seed0.json").read_text())
-    assert report["settings"]["policy_kwargs"] == "{'net_arch': [8], 'diffusion_steps': 4}"
-    assert report["settings"]["ent_coef"].startswith("Schedule(first=10.0")
-    assert report["versions"]["stable_baselines3"]
+    metric = "sb3_diffusion.experiments.metrics.mode_coverage"
+    annealing = "sb3_diffusion.experiments.annealing.Annealing"
+    content = {
+        "environments": ["TurningDoubleWell-v0"],
+        "seeds": [3],
+        "steps": 60,
+        "evaluation": {"every": 60, "episodes": 2, "metrics": [metric]},
+        "device": "cpu",
+        "default": {
+            "ent_coef": 1.0,
+            "learning_starts": 20,
+            "policy_kwargs": NETWORK,
+            "callback": [{annealing: {"what": "ent_coef", "first": 1.0, "last": 0.25, "geometric": True}}],
+        },
+        "variants": {"sac": {"algo": "sac"}},
+    }
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    finished = subprocess.run(
+        [sys.executable, "-m", "sb3_diffusion.campaign", "small.yml", "--out", "made"], capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    row = pd.read_csv("made/results.csv").iloc[0]
+    assert row["ent_coef"] == pytest.approx(0.25, rel=0.1) and 0 <= row["smallest_share"] <= 0.5
+    report(["made", "--metric", "mean_reward", "--pictures"])
+    assert "| TurningDoubleWell-v0 | sac | 1 | 60 |" in capsys.readouterr().out
+    modes = script("modes", "benchmarks", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["modes.py", "made", "--out", "pictures/modes"])
+    modes.main()
+    assert Path("pictures/modes.png").stat().st_size > 10_000
 
-    mode_coverage.summarise(tmp_path)
-    with (tmp_path / "mode_coverage.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    entropies = {row["algorithm"]: float(row["value"]) for row in rows if row["metric"] == "entropy"}
-    assert entropies.keys() == mode_coverage.ALGORITHMS.keys() and all(0 <= value <= 1 for value in entropies.values())
-    table = (tmp_path / "mode_coverage.md").read_text()
-    assert table.strip() == capsys.readouterr().out.strip()
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
-    assert lines.keys() == {algorithm.label for algorithm in mode_coverage.ALGORITHMS.values()}
-    assert f"{entropies['ppo']:.2f} ({entropies['ppo']:.2f})" in lines["PPO"] and lines["PPO"].count("| - ") == 4
-    assert (tmp_path / "mode_coverage.png").stat().st_size > 10_000
+
+def test_modes_refuses_a_folder_without_a_campaign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes = script("modes", "benchmarks", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["modes.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        modes.main()
+    assert "is not the folder of a campaign" in capsys.readouterr().err
 
 
-def test_the_benchmark_refuses_to_mix_runs_with_different_settings(mode_coverage: ModuleType, tmp_path: Path) -> None:
-    mode_coverage.run_one("turning", "sac", 0, str(tmp_path))
-    mode_coverage.TASKS["turning"].settings["off-policy"]["gamma"] = 0.5
-    with pytest.raises(ValueError, match=r"sac_seed0.json was made with .* delete it or choose another --out"):
-        mode_coverage.run_one("turning", "sac", 0, str(tmp_path))
+SMALL_COSTS = {
+    "speed": "--rounds 1 --diffusion-steps 1 --compiled-steps --env Pendulum-v1",
+    "parts": "--rounds 1 --diffusion-steps 1 --env Pendulum-v1",
+    "prediction": "--rounds 1 --diffusion-steps 1 --compiled-steps --env Pendulum-v1",
+    "memory": "--diffusion-steps 1",
+    "scaling": "--rounds 1",
+    "levers": "--rounds 1 --repeats 1",
+    "serial": "--rounds 1 --diffusion-steps 1 2 --n-envs 1 --env Pendulum-v1",
+}
 
 
-def test_a_schedule_holds_falls_and_holds_again(mode_coverage: ModuleType) -> None:
-    linear = mode_coverage.Schedule(3e-3, 0.0, 0.5, 1.0)
-    assert [linear(progress) for progress in (1.0, 0.5, 0.25, 0.0)] == pytest.approx([3e-3, 3e-3, 1.5e-3, 0.0])
-    geometric = mode_coverage.Schedule(16.0, 4.0, 0.25, 0.75, geometric=True)
-    assert [geometric(progress) for progress in (1.0, 0.75, 0.5, 0.25, 0.0)] == pytest.approx([16, 16, 8, 4, 4])
+@pytest.mark.parametrize("measurement", SMALL_COSTS)
+def test_every_measurement_of_cost_leaves_a_row_for_each_round_and_subject(
+    measurement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost = script("cost", "benchmarks", monkeypatch)
+    monkeypatch.setattr(cost, "SWEEPS", {"width": [64, 256], "n_envs": [1]})
+    monkeypatch.setattr(cost, "ROLLOUT", 256)
+    options = [*SMALL_COSTS[measurement].split(), "--session", "here", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["cost.py", measurement, *options])
+    cost.main()
+    table = pd.read_csv(tmp_path / f"cost_{measurement}.csv")
+    assert list(table.columns[:3]) == ["session", "round", "subject"] and set(table["session"]) == {"here"}
+    assert not table.duplicated(["round", "subject"]).any() and len(table) >= 2
+    measured = table.drop(columns=["session", "round", "subject", "saved_percent"], errors="ignore")
+    assert measured.notna().any(axis=1).all() and not (measured < 0).any(axis=None)
+    assert f"| {table['subject'][0]} | " in capsys.readouterr().out
+    assert json.loads((tmp_path / "cost.json").read_text())[measurement]["here"]["versions"]["torch"]
+
+
+def test_another_session_stands_beside_the_first_and_a_repeated_one_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = script("cost", "benchmarks", monkeypatch)
+    how = {"settings": {}, "machine": "a machine", "commit": "0123456789"}
+    for session, values in {"one": (1.0, 3.0), "two": (5.0,), "one again": (2.0, 4.0)}.items():
+        rows = [{"round": i, "subject": "SAC", "ms": value} for i, value in enumerate(values, 1)]
+        cost.save(tmp_path, "speed", session.removesuffix(" again"), rows, how)
+    table = pd.read_csv(tmp_path / "cost_speed.csv")
+    assert table.groupby("session")["ms"].apply(list).to_dict() == {"one": [2, 4], "two": [5]}
+    text = (tmp_path / "cost.md").read_text()
+    assert "## speed: one\n\na machine, commit 0123456.\n\n| | ms |\n|---|---|\n| SAC | 3 (2.5–3.5) |" in text
+    assert "## speed: two" in text and "| SAC | 5 |" in text
+
+
+@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])
+def test_the_peak_memory_of_a_gradient_step_does_not_grow_with_the_number_of_diffusion_steps(
+    monkeypatch: pytest.MonkeyPatch, algorithm: type[DiffSAC]
+) -> None:
+    cost = script("cost", "benchmarks", monkeypatch)
+    few, many = (cost.peak_megabytes(cost.memory_model(algorithm, diffusion_steps)) for diffusion_steps in (4, 64))
+    assert many <= 1.1 * few
 
 
 def test_the_example_of_bound_tightness_leaves_a_table_in_which_the_bound_is_never_below_the_divergence(
@@ -76,107 +261,28 @@ def test_the_example_of_bound_tightness_leaves_a_table_in_which_the_bound_is_nev
         [sys.executable, str(ROOT / "examples" / "bound_tightness.py"), *options], cwd=tmp_path, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
-    with (tmp_path / "results" / "bound_tightness.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = pd.read_csv(tmp_path / "results" / "bound_tightness.csv")
     assert len(rows) == 4 * 2 * 3 * 2
-    assert {(row["diffusion_steps"], row["seed"]) for row in rows} == {("1", "0"), ("1", "3"), ("2", "0"), ("2", "3")}
-    for row in rows:
-        marginal, path, slack = (float(row[name]) for name in ("marginal_divergence", "path_divergence", "slack"))
-        assert marginal > 0 and slack > -1e-6 and slack == pytest.approx(path - marginal)
-    assert len({row["path_divergence"] for row in rows}) > 20
+    assert set(zip(rows["diffusion_steps"], rows["seed"], strict=True)) == {(1, 0), (1, 3), (2, 0), (2, 3)}
+    assert (rows["marginal_divergence"] > 0).all() and (rows["slack"] > -1e-6).all()
+    assert rows["slack"].to_numpy() == pytest.approx((rows["path_divergence"] - rows["marginal_divergence"]).to_numpy())
+    assert rows["path_divergence"].nunique() > 20
     assert (tmp_path / "results" / "bound_tightness.png").stat().st_size > 10_000
 
 
-def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """An example as a module."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module(name)
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_the_example_of_temperature_annealing_tabulates_every_rollout_of_every_schedule(
+def test_the_example_of_updates_and_clip_range_is_a_campaign_of_its_grid_and_draws_its_last_fifth(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    module = example("temperature_annealing", monkeypatch)
-    monkeypatch.setitem(module.SETTINGS, "n_steps", 16)
-    for schedule in module.SCHEDULES:
-        assert "smallest share" in module.run_one(schedule, 4, 384, tmp_path)
-    module.summarise([4], 384, tmp_path)
-    rows = table(tmp_path / "temperature_annealing.csv")
-    assert [row["schedule"] for row in rows] == [name for name in module.SCHEDULES for _ in range(3)]
-    temperatures = [float(row["ent_coef"]) for row in rows]
-    assert temperatures[:3] == [0.02] * 3
-    assert temperatures[3:6] == pytest.approx([0.5, 0.34, 0.18], rel=1e-3)
-    assert temperatures[6:] == pytest.approx([0.5, 0.5 * 0.04 ** (1 / 3), 0.5 * 0.04 ** (2 / 3)], rel=1e-3)
-    assert [bool(row["smallest_share"]) for row in rows] == [False, False, True] * 3
-    assert (tmp_path / "temperature_annealing.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match=r"was made with .* delete it or choose another folder"):
-        module.run_one("constant 0.02", 4, 500, tmp_path)
-
-
-def test_the_example_of_updates_and_clip_range_tabulates_its_grid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = example("updates_and_clip_range", monkeypatch)
-    monkeypatch.setitem(module.SETTINGS, "n_steps", 200)
-    monkeypatch.setattr(module, "EPOCHS", (1, 2))
-    monkeypatch.setattr(module, "CLIP_RANGES", (0.001, 0.4))
-    for job in [(2, epochs, clip, 0) for epochs in (1, 2) for clip in (0.001, 0.4)]:
-        assert "clip_fraction" in module.run_one(*job, 1600, tmp_path)
-    module.summarise([0], [2], 1600, tmp_path)
-    rows = {(row["n_epochs"], row["clip_range"]): row for row in table(tmp_path / "updates_and_clip_range.csv")}
-    assert rows.keys() == {("1", "0.001"), ("1", "0.4"), ("2", "0.001"), ("2", "0.4")}
-    assert all(-2000 < float(row["mean_return"]) < 0 for row in rows.values())
-    assert float(rows["2", "0.001"]["clip_fraction"]) > float(rows["2", "0.4"]["clip_fraction"])
-    assert (tmp_path / "updates_and_clip_range.png").stat().st_size > 10_000
-
-
-def test_the_example_of_both_divergences_tabulates_each_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = example("forward_and_reverse_kl", monkeypatch)
-    for settings in module.SETTINGS.values():
-        settings |= {"steps": 40, "learning_starts": 20, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}}
-    for env_id in module.SETTINGS:
-        for objective in module.OBJECTIVES:
-            assert objective in module.run_one(env_id, objective, 0, tmp_path)
-    module.summarise(list(module.SETTINGS), [0], tmp_path)
-    rows = table(tmp_path / "forward_and_reverse_kl.csv")
-    assert len(rows) == 2 * sum(len(columns) for columns in module.COLUMNS.values())
-    assert len({row["value"] for row in rows if row["metric"] == "total_variation"}) == 2
-    assert module.temperature("MultiGoal2D-v0", 1.0) == 10 and module.temperature("MultiGoal2D-v0", 0.2) == 5
-    assert (module.falling(1e-3, 0.5), module.falling(1e-3, 0.25)) == (1e-3, 5e-4)
-    assert (tmp_path / "forward_and_reverse_kl.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])
-def test_the_peak_memory_of_a_gradient_step_does_not_grow_with_the_number_of_diffusion_steps(
-    monkeypatch: pytest.MonkeyPatch, algorithm: type[DiffSAC]
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    memory = importlib.import_module("memory")
-    few, many = (memory.peak_megabytes(memory.build(algorithm, diffusion_steps)) for diffusion_steps in (4, 64))
-    assert many <= 1.1 * few
-
-
-CAMPAIGN = """
-import sys, time
-from sb3_diffusion.evaluation import run_all
-
-def run(seconds):
-    print("running", flush=True)
-    time.sleep(seconds)
-    return "done"
-
-if __name__ == "__main__":
-    run_all(run, [(float(sys.argv[1]),)], 1)
-"""
-
-
-def test_a_killed_campaign_leaves_no_run_behind(tmp_path: Path) -> None:
-    (tmp_path / "campaign.py").write_text(CAMPAIGN)
-    process = subprocess.Popen([sys.executable, tmp_path / "campaign.py", "120"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "running\n"
-    process.kill()
-    process.communicate(timeout=60)  # until everyone who could still write to it is gone
+    module = script("updates_and_clip_range", "examples", monkeypatch)
+    planned = campaign_of(tmp_path / "grid.yml", module.campaign([2, 8], [0, 1], 1000), tmp_path)
+    assert len(planned.runs) == 2 * 3 * 4 * 2 and planned.runs[0].evaluation.every == 50
+    check_buildable([planned.runs[0], planned.runs[-1]])
+    names = dict.fromkeys(run.variant for run in planned.runs)
+    rows = [
+        {"variant": name, "timesteps": steps, "sampled_return": steps + i, "approx_kl": 0.1, "clip_fraction": 0.2}
+        for i, name in enumerate(names)
+        for steps in (500, 850, 1000)
+    ]
+    figure = module.draw(pd.DataFrame(rows), [2, 8], 1000)
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([925, 926, 927, 928])
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["K = 2", "K = 8"]

@@ -18,7 +18,7 @@ FEW = ("--episodes=4 --epochs=2 --warm-up=2 --steps=20 --every=10 --adaptation=1
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The example as a module, with small networks, two environments, and no processes of its own."""
+    """The example as a module, with small networks and two environments."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.delitem(sys.modules, "two_ways_round", raising=False)
     module = importlib.import_module("two_ways_round")

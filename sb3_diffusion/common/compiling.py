@@ -1,8 +1,11 @@
 """``torch.compile`` for the functions of a gradient step, with a way back."""
 
+import sys
+import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch as th
@@ -10,13 +13,35 @@ import torch._dynamo
 
 Result = TypeVar("Result")
 
+# After so many seconds without a word, compiling looks like a hang.
+SECONDS_OF_SILENCE = 5.0
+
+
+@contextmanager
+def announced(what: str, at_once: bool) -> Iterator[None]:
+    """
+    One line to stderr that something is being compiled.
+
+    :param what: is compiled
+    :param at_once: at the start; else only if it takes longer than ``SECONDS_OF_SILENCE``
+    """
+    line = f"torch_compile=True: compiling {what}, once; this can take a minute or two"
+    timer = threading.Timer(0.0 if at_once else SECONDS_OF_SILENCE, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
 
 class CompiledOrEager(Generic[Result]):
     """
     The function compiled by ``torch.compile`` at its first call. Where that fails (no C++ compiler, a module that cannot be
     traced, a PyTorch that cannot trace gradients), a warning says why, and the function runs as it is from then on; so it does
     where compiling again for other arguments fails later. Any other error of a later call is the function's own, and its
-    caller's. Copies and pickles compile anew.
+    caller's. Copies and pickles compile anew. While the first call compiles, a line on stderr says so: at once if the model,
+    the first argument, is verbose, else after some seconds.
 
     :param function: of a module or class; computes losses *and* their gradients: in one graph the backward pass needs none of
         the masks that it would otherwise store, at a price that leaves nothing of the gain on a CPU. Calls have its arguments,
@@ -40,7 +65,11 @@ class CompiledOrEager(Generic[Result]):
                     # PyTorch's own switch for torch.autograd.grad inside a compiled function (2.11 has it)
                     torch._dynamo.config.trace_autograd_ops = True
                     self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options={"fallback_random": True})
-                result = self.compiled(*args)
+                if self.works:
+                    return self.compiled(*args)
+                name = self.original.__name__.strip("_").replace("_", " ")
+                with announced(f"the gradient step ({name})", at_once=bool(getattr(args[0], "verbose", 0)) if args else False):
+                    result = self.compiled(*args)
                 self.works = True
                 return result
             except Exception as error:

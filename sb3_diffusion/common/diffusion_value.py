@@ -1,11 +1,10 @@
 """The diffusion value ``V_k``, anchored in the critics (docs/method.md, "The diffusion value")."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from torch.nn import functional as F
 
-from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.chains import KeptLatents
 from sb3_diffusion.common.critics.base import Critics, CriticStates
 from sb3_diffusion.common.networks import StepConditionedMLP
@@ -26,7 +25,7 @@ class DiffusionValueMixin(Critics):
     log-ratios ``L_k`` still to come, and what the critics' value there leaves out, ``R_k``.
     """
 
-    actor: DiffusionActor
+    actor: Any  # a DiffusionActor; each base names the class of its own
     diffusion_value: StepConditionedMLP | None
 
     def _forecast(self, features: th.Tensor, latents: th.Tensor, steps: th.Tensor) -> ChainForecast:

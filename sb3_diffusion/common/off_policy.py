@@ -9,7 +9,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 
-from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.chains import (
     ChainLevels,
     SampledChains,
@@ -53,7 +52,6 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
     the losses of the diffusion value and of the temperature, and then the actor's.
     """
 
-    actor: DiffusionActor
     ent_coef_tensor: th.Tensor
     log_ent_coef: th.Tensor | None
     ent_coef_optimizer: th.optim.Adam | None
@@ -107,6 +105,11 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
             )
         frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
+        if isinstance(self.train_freq, tuple) and str(getattr(self.train_freq[1], "value", self.train_freq[1])) == "episode":
+            if self.n_envs > 1:
+                raise ValueError(
+                    f"train_freq={self.train_freq!r} counts episodes, which takes one environment, not {self.n_envs}"
+                )
 
     def _check_ent_coef(self) -> None:
         exclusive = self._objective().needs_temperature
@@ -184,8 +187,8 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not logged:
             return
-        for name, value in self.mean_losses(logged):
-            self.logger.record(f"train/{name}", value)
+        for name, mean in self.mean_losses(logged):
+            self.logger.record(f"train/{name}", mean)
 
     def _replayed(self, batch_size: int) -> Transitions:
         """A batch from the replay buffer, whatever object with SB3's fields it returns."""
@@ -277,10 +280,10 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
 
     def _evaluation_optimizers(self) -> list[th.optim.Optimizer]:
         """Of diffusion value and entropy coefficient."""
-        optimizers = [] if self.diffusion_value is None else [self.diffusion_value.optimizer]
+        optimizers: list[Any] = [] if self.diffusion_value is None else [self.diffusion_value.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
-        return optimizers  # type: ignore[return-value]
+        return optimizers
 
     def _improvement_optimizers(self) -> list[th.optim.Optimizer]:
         return [self.actor.optimizer]

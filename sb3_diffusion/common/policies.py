@@ -34,7 +34,7 @@ class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePoli
 
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
-    actor: DiffusionActor
+    actor: Any  # a DiffusionActor; each base names the class of its own
     critic: Any
     diffusion_value: StepConditionedMLP | None
     diffusion_kwargs: dict[str, Any]
@@ -55,7 +55,8 @@ class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePoli
                 self.diffusion_value.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs  # type: ignore[call-arg]
             )
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> DiffusionActor:
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """:return: a :class:`~sb3_diffusion.common.actor.DiffusionActor`"""
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return DiffusionActor(**actor_kwargs, **self.diffusion_kwargs).to(self.device)
 

@@ -128,7 +128,8 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
             share_features_extractor,
         )
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> DiffusionCrossQActor:
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """:return: a :class:`DiffusionCrossQActor`"""
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         actor_kwargs = {name: value for name, value in actor_kwargs.items() if name not in self.batch_norm_params}
         return DiffusionCrossQActor(**actor_kwargs, **self.diffusion_kwargs).to(self.device)

@@ -1,48 +1,95 @@
-"""
-Functions for ``evaluation: {metrics: […]}`` of a campaign on this library's multimodal environments. They draw actions from
-the policy alone; a policy that was trained behind ``VecNormalize`` sees raw observations.
-"""
+"""More columns for a campaign: functions of a model and its evaluation environment, for the key ``evaluation: metrics``."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_diffusion.evaluation import goal_coverage, mixture_divergence, turn_mass
+from sb3_diffusion.envs import BimodalBandit, TurningDoubleWell
+from sb3_diffusion.evaluation.density import histogram_entropy, total_variation
+from sb3_diffusion.evaluation.mode_coverage import goal_coverage, mixture_divergence, sample_actions, turn_mass
+
+BANDIT_TEMPERATURE = 0.1
+BANDIT_SAMPLES = 50_000
+TURN_SAMPLES = 5000
 
 
-def turns(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
+def on_bandit(model: BaseAlgorithm) -> dict[str, float]:
     """
-    :func:`~sb3_diffusion.evaluation.turn_mass` on TurningDoubleWell.
-
-    :return: "positive_share_min" and "positive_share_max" over the headings, "turn_reward"
+    :return: total variation to the exact density at τ = 0.1, share of the actions at 0 or above, mean reward, reward of the
+        deterministic action; and with a SAC-like actor by how many nats its path entropy is below that of the actions
     """
-    found = turn_mass(model)
-    shares = found.positive
+    observation, reward = np.zeros(1, dtype=np.float32), BimodalBandit().reward
+    actions = sample_actions(model, observation, BANDIT_SAMPLES)[:, 0]
+    found = {
+        "total_variation": total_variation(actions, reward, BANDIT_TEMPERATURE),
+        "share_positive": float((actions >= 0).mean()),
+        "mean_reward": float(reward(actions).mean()),
+        "deterministic_reward": float(reward(model.predict(observation, deterministic=True)[0]).mean()),
+    }
+    actor: Any = getattr(model, "actor", None)
+    if hasattr(actor, "action_log_prob"):
+        with th.no_grad():
+            log_prob = actor.action_log_prob(th.zeros(BANDIT_SAMPLES, 1, device=model.device))[1]
+        found["bound_gap"] = histogram_entropy(actions) + float(log_prob.mean())
+    return found
+
+
+def on_goals(model: BaseAlgorithm) -> dict[str, float]:
+    """:return: goals reached, entropy of their shares, the four shares and the return, all of 200 rollouts from the origin"""
+    goals = goal_coverage(model, 200)
+    found = {"goals": float(goals.n_goals), "entropy": goals.entropy, "mean_return": goals.mean_return}
+    return found | {f"share_{i}": count / 200 for i, count in enumerate(goals.counts.tolist())}
+
+
+def on_turns(model: BaseAlgorithm) -> dict[str, float]:
+    """:return: smallest share of either turn in any heading, mean reward of sampled and of deterministic actions"""
+    mass = turn_mass(model, TURN_SAMPLES)
+    deterministic = TurningDoubleWell.reward(model.predict(TurningDoubleWell.HEADINGS, deterministic=True)[0])
     return {
-        "positive_share_min": float(shares.min()),
-        "positive_share_max": float(shares.max()),
-        "turn_reward": found.mean_reward,
+        "smallest_share": float(min(mass.positive.min(), 1 - mass.positive.max())),
+        "mean_reward": mass.mean_reward,
+        "deterministic_reward": float(deterministic.mean()),
     }
 
 
-def mixture(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
-    """
-    :func:`~sb3_diffusion.evaluation.mixture_divergence` on TurningGMM.
-
-    :return: "mixture_divergence" in nats, "mixture_divergence_max" over the headings, "mixture_reward"
-    """
-    found = mixture_divergence(model)
-    return {
-        "mixture_divergence": found.mean,
-        "mixture_divergence_max": float(found.by_heading.max()),
-        "mixture_reward": found.mean_reward,
-    }
+def on_mixture(model: BaseAlgorithm) -> dict[str, float]:
+    """:return: divergence from the exact mixture in nats, on average and at the worst heading, and mean reward"""
+    mixture = mixture_divergence(model)
+    worst = float(mixture.by_heading.max())
+    return {"divergence": mixture.mean, "worst_divergence": worst, "mean_reward": mixture.mean_reward}
 
 
-def goals(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
-    """
-    :func:`~sb3_diffusion.evaluation.goal_coverage` on MultiGoal2D.
+MODES: dict[str, Callable[[BaseAlgorithm], dict[str, float]]] = {
+    "BimodalBandit-v0": on_bandit,
+    "MultiGoal2D-v0": on_goals,
+    "TurningDoubleWell-v0": on_turns,
+    "TurningGMM-v0": on_mixture,
+}
 
-    :return: "goals", of four, "goal_entropy" between 0 and 1, "origin_return"
+
+def mode_coverage(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
     """
-    found = goal_coverage(model)
-    return {"goals": float(found.n_goals), "goal_entropy": found.entropy, "origin_return": found.mean_return}
+    How many of the equally good actions a policy keeps, in the environments of this library.
+
+    :param model: a trained model
+    :param env: says which environment it is for
+    :return: the figures of :func:`on_bandit`, :func:`on_goals`, :func:`on_turns` or :func:`on_mixture`; none elsewhere
+    """
+    spec = env.get_attr("spec")[0]
+    return MODES[spec.id](model) if spec is not None and spec.id in MODES else {}
+
+
+def update_size(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
+    """
+    How far the last update of PPO or DiffPPO went, from its log.
+
+    :param model: a model in training
+    :param env: not used
+    :return: ``approx_kl`` in nats (of a whole chain for DiffPPO) and ``clip_fraction``; none before the first update
+    """
+    logged = model.logger.name_to_value
+    return {name: float(logged[f"train/{name}"]) for name in ("approx_kl", "clip_fraction") if f"train/{name}" in logged}

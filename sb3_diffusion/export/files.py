@@ -35,10 +35,11 @@ def make_policy(
     check_choice("channels_last", channels_last, (None, False, True))
     if deterministic and noise_input:
         raise ValueError("noise_input=True: a deterministic policy takes no noise; allowed with deterministic=False")
+    normalization: Any = vec_normalize
     if isinstance(vec_normalize, (str, pathlib.Path)):
         with open(vec_normalize, "rb") as file:
-            vec_normalize = pickle.load(file)
-    policy = ExportablePolicy(model, deterministic, vec_normalize, channels_last)
+            normalization = pickle.load(file)
+    policy = ExportablePolicy(model, deterministic, normalization, channels_last)
     taken = {NOISE, ACTION} & set(policy.inputs)
     if taken:
         raise ValueError(f"The observation space has the keys {sorted(taken)}, which are names of the file's own")

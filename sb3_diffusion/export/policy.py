@@ -51,6 +51,9 @@ class ExportablePolicy(nn.Module):
     :raises TypeError: for a model that has no diffusion policy
     """
 
+    low: th.Tensor
+    high: th.Tensor
+
     def __init__(
         self,
         model: BaseAlgorithm,
@@ -103,7 +106,8 @@ class ExportablePolicy(nn.Module):
             if is_image_space(wanted) and is_image_space_channels_first(wanted) and channels_last:  # type: ignore[arg-type]
                 self.transposed.add(key)
                 assert isinstance(wanted, spaces.Box)
-                given = spaces.Box(*(np.moveaxis(bound, 0, -1) for bound in (wanted.low, wanted.high)), dtype=wanted.dtype)
+                low, high = (np.moveaxis(bound, 0, -1) for bound in (wanted.low, wanted.high))
+                given = spaces.Box(low, high, dtype=wanted.dtype)  # type: ignore[arg-type]
             self.inputs[key] = given
 
     @property

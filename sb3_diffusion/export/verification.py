@@ -112,7 +112,8 @@ def verify(policy: ExportablePolicy, model: BaseAlgorithm, actions_of: Actions, 
     actions = actions_of(observations)
     if actions.shape != expected.shape or actions.dtype != expected.dtype:
         raise ExportError(
-            f"The file gives actions of shape {actions.shape} and dtype {actions.dtype}, predict {expected.shape} and {expected.dtype}"
+            f"The file gives actions of shape {actions.shape} and dtype {actions.dtype}, predict of {expected.shape} and "
+            f"{expected.dtype}"
         )
     unit = (policy.action_space.high.astype(np.float64) - policy.action_space.low.astype(np.float64)) / 2
     differences = (np.abs(actions.astype(np.float64) - expected) / unit).reshape(len(actions), -1).max(axis=1)
@@ -123,8 +124,9 @@ def verify(policy: ExportablePolicy, model: BaseAlgorithm, actions_of: Actions, 
             differences, wrong = differences[~wrong], wrong[:0]
     if wrong.any():
         raise ExportError(
-            f"The file's actions differ from predict's by up to {differences.max():.2g} of half their range, on {wrong.sum()} of "
-            f"{N_OBSERVATIONS} random observations; allowed: {TOLERANCE:g}. Does the policy do something that cannot be exported?"
+            f"On {wrong.sum()} of {N_OBSERVATIONS} random observations the file's actions differ from predict's, by up to "
+            f"{np.nanmax(differences):.2g} of half their range; allowed: {TOLERANCE:g}. Does the policy depend on more than "
+            "the observation, or change what an exporter takes for constant?"
         )
     single = {key: value[:1] for key, value in observations.items()}
     if actions_of(single).shape != (1, *policy.action_space.shape):

@@ -16,22 +16,26 @@ class BranchlessBatchRenorm1d(BatchRenorm1d):
     numbers and the same state.
     """
 
+    ra_mean: th.Tensor
+    ra_var: th.Tensor
+    steps: th.Tensor
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         if not self.training:
             return super().forward(x)
         batch_mean, batch_var = x.mean(dim=0), x.var(dim=0)
-        running_std = (self.ra_var + self.eps).sqrt()  # type: ignore[operator]
+        running_std = (self.ra_var + self.eps).sqrt()
         ratio = ((batch_var + self.eps).sqrt() / running_std).detach().clamp(1 / self.rmax, self.rmax)
         shift = ((batch_mean - self.ra_mean) / running_std).detach().clamp(-self.dmax, self.dmax)
-        warm = self.steps > self.warmup_steps  # type: ignore[operator]
+        warm = self.steps > self.warmup_steps
         # The square root of a dead unit's variance, 0, has an infinite slope, which a factor of 0 would turn into NaN.
         batch_std = batch_var.clamp_min(1e-12).sqrt()
         mean = th.where(warm, batch_mean - shift * batch_std / ratio, batch_mean)
         var = th.where(warm, batch_var / ratio.square(), batch_var)
         with th.no_grad():
-            self.ra_mean.lerp_(batch_mean, self.momentum)  # type: ignore[operator]
-            self.ra_var.lerp_(batch_var, self.momentum)  # type: ignore[operator]
-            self.steps.add_(1)  # type: ignore[operator]
+            self.ra_mean.lerp_(batch_mean, self.momentum)
+            self.ra_var.lerp_(batch_var, self.momentum)
+            self.steps.add_(1)
         normalised = (x - mean) / (var + self.eps).sqrt()
         return self.scale * normalised + self.bias if self.affine else normalised
 

@@ -1,5 +1,7 @@
 """SAC's critics: the smallest of several values, with target networks."""
 
+from typing import Any
+
 import torch as th
 from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.utils import polyak_update
@@ -22,7 +24,7 @@ def mean_squared_errors(outputs: list[th.Tensor], targets: th.Tensor) -> th.Tens
 class TargetNetworks(Critics):
     """Critics with target networks that follow them, ``critic_target``."""
 
-    critic_target: BaseModel
+    critic_target: Any
     target_update_interval: int
     batch_norm_stats: list[th.Tensor]
     batch_norm_stats_target: list[th.Tensor]

@@ -1,0 +1,89 @@
+"""
+Write the policy of a saved model as a file that runs without this library (docs/deployment.md).
+
+    python -m sb3_diffusion.export MODEL.zip OUT.onnx
+    python -m sb3_diffusion.export MODEL.zip OUT.pt2 --sampled
+
+MODEL.zip and the file of VecNormalize are loaded as Stable-Baselines3 loads them, which executes code that they contain: use
+those you trust. The ONNX file that comes out executes none.
+"""
+
+import argparse
+import inspect
+import json
+import pathlib
+import zipfile
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+import sb3_diffusion
+from sb3_diffusion.export import export_onnx, export_torch
+
+WRITERS = {".onnx": export_onnx, ".pt2": export_torch}
+
+
+def algorithms() -> dict[str, type[BaseAlgorithm]]:
+    """:return: the library's algorithms by name"""
+    members = {name: getattr(sb3_diffusion, name) for name in sb3_diffusion.__all__}
+    return {name: cls for name, cls in members.items() if inspect.isclass(cls) and issubclass(cls, BaseAlgorithm)}
+
+
+def algorithm_of(path: pathlib.Path) -> type[BaseAlgorithm]:
+    """
+    The algorithm that saved a file, by the folder of its policy class. Executes nothing.
+
+    :param path: of the file
+    :return: the class
+    :raises ValueError: if the policy class is none of the library's
+    """
+    with zipfile.ZipFile(path) as archive:
+        policy_class = json.loads(archive.read("data")).get("policy_class") or {}
+    module = str(policy_class.get("__module__", ""))
+    for algorithm in algorithms().values():
+        if module.rpartition(".")[0] == algorithm.__module__.rpartition(".")[0]:
+            return algorithm
+    raise ValueError(
+        f"{path} has the policy class {module!r}, which is none of the library's: say --algorithm {[*algorithms()]}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_diffusion.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=pathlib.Path, help="a file that model.save wrote")
+    parser.add_argument("out", type=pathlib.Path, help="the file to write: .onnx, or .pt2 for torch.export")
+    parser.add_argument("--algorithm", choices=[*algorithms()], help="of the model (default: as its policy class says)")
+    parser.add_argument("--sampled", action="store_true", help="sampled actions (default: deterministic ones)")
+    parser.add_argument(
+        "--noise-input", action="store_true", help="sampled actions: noise is an input (default: drawn inside)"
+    )
+    parser.add_argument("--vec-normalize", type=pathlib.Path, help="the file of the training's VecNormalize (default: none)")
+    parser.add_argument("--channels-first", action="store_true", help="images come channels first (default: last)")
+    parser.add_argument("--unverified", action="store_true", help="no comparison with predict")
+    args = parser.parse_args()
+    if args.out.suffix not in WRITERS:
+        parser.error(f"out={args.out} must end in one of {[*WRITERS]}")
+    if args.noise_input and not args.sampled:
+        parser.error("--noise-input goes with --sampled: a deterministic policy takes no noise")
+    for path in (args.model, args.vec_normalize):
+        if path is not None and not path.exists():
+            parser.error(f"{path} does not exist")
+    algorithm = algorithms()[args.algorithm] if args.algorithm else algorithm_of(args.model)
+    difference = WRITERS[args.out.suffix](
+        algorithm.load(args.model, device="cpu"),
+        args.out,
+        deterministic=not args.sampled,
+        vec_normalize=args.vec_normalize,
+        noise_input=args.noise_input,
+        channels_last=not args.channels_first,
+        verification=not args.unverified,
+    )
+    found = (
+        "not verified" if difference is None else f"largest difference from predict {difference:.1g} of half an action's range"
+    )
+    print(f"{args.out}: {algorithm.__name__}, {found}")
+
+
+if __name__ == "__main__":
+    main()
