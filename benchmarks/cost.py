@@ -45,8 +45,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import sb3_diffusion.diffsac.diffsac as diffsac_module
+import sb3_diffusion.common.critics.twin as twin_module
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.envs import AugmentedMDP
 from sb3_diffusion.experiments.provenance import processor, provenance
 
@@ -210,10 +211,10 @@ def prediction(args: argparse.Namespace) -> Iterator[Row]:
 def off_policy_parts(model: SAC, patch: Callable[..., None]) -> list[th.optim.Optimizer]:
     """Name the parts of SAC's gradient step and of ours; returns the optimizers."""
     patch(model.replay_buffer, "sample", "buffer")
-    for module in (sb3_sac, diffsac_module):
+    for module in (sb3_sac, twin_module):
         patch(module, "polyak_update", "target update")
     optimizers: list[Any] = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
-    if isinstance(model, DiffSAC):
+    if isinstance(model, DiffusionOffPolicyAlgorithm):
         if model.diffusion_value is not None:
             optimizers.append(model.diffusion_value.optimizer)
         if isinstance(model, DiffWPO):
@@ -326,7 +327,7 @@ def peak_megabytes(model: BaseAlgorithm) -> float:
     networks: list[Any] = [model.policy]
     if isinstance(model, SAC):
         networks = [model.actor, model.critic, model.critic_target]
-        if isinstance(model, DiffSAC) and model.diffusion_value is not None:
+        if isinstance(model, DiffusionOffPolicyAlgorithm) and model.diffusion_value is not None:
             networks.append(model.diffusion_value)
     tensors = [parameter for network in networks for parameter in network.parameters()]
     states = [network.optimizer.state for network in networks if hasattr(network, "optimizer")]
@@ -343,7 +344,7 @@ def peak_megabytes(model: BaseAlgorithm) -> float:
 
 def memory_model(algorithm: type[SAC], diffusion_steps: int) -> SAC:
     """:return: DiffSAC or DiffWPO, or for SB3's SAC the same policy trained through the full chain, on HalfCheetah's shapes"""
-    policy: Any = "MlpPolicy" if issubclass(algorithm, DiffSAC) else DiffusionSACPolicy
+    policy: Any = "MlpPolicy" if issubclass(algorithm, DiffusionOffPolicyAlgorithm) else DiffusionSACPolicy
     kwargs: dict[str, Any] = dict(learning_starts=260, buffer_size=300, seed=0, device="cpu")
     return algorithm(policy, ShapesEnv(), policy_kwargs=dict(diffusion_steps=diffusion_steps), **kwargs).learn(262)
 

@@ -22,12 +22,14 @@ import copy
 import csv
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -41,10 +43,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion import DiffSAC
+from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
 from sb3_diffusion.envs.two_ways_round import LEFT, TwoWaysRound, WaypointController
-from sb3_diffusion.evaluation import remembered, run_all
+from sb3_diffusion.experiments.provenance import provenance
 
 ENV_ID = "TwoWaysRound-v0"
 DATASET_ID = "two-ways-round/waypoints-v0"
@@ -192,17 +195,23 @@ def imitate_with_a_gaussian(model: SAC, demonstrations: Demonstrations, n_epochs
     model.actor.optimizer.load_state_dict(state)
 
 
-class Curve(BaseCallback):
-    """Evaluates every so many steps, and once before the first."""
+def described(values: dict[str, float]) -> str:
+    return f"arrives {values['success']:.0%}, of these {values['left']:.0%} on the left, after {values['steps']:.1f} steps"
 
-    def __init__(self, every: int, n_episodes: int, blocked: str | None) -> None:
+
+class Curve(BaseCallback):
+    """Evaluates before the first step and then every so many, and says what it finds."""
+
+    def __init__(self, run: str, every: int, n_episodes: int, blocked: str | None) -> None:
         super().__init__()
-        self.every = every
+        self.run, self.every = run, every
         self.evaluate = partial(roll_out, n_episodes=n_episodes, blocked=blocked)
         self.rows: list[dict[str, float]] = []
 
     def _record(self) -> None:
-        self.rows.append({"timesteps": self.num_timesteps} | self.evaluate(self.model).summary())
+        values = self.evaluate(self.model).summary()
+        self.rows.append({"timesteps": self.num_timesteps} | values)
+        print(f"{self.run}, {self.num_timesteps} steps: {described(values)}", flush=True)
 
     def _on_training_start(self) -> None:
         self._record()
@@ -231,11 +240,13 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
         **OWN_SETTINGS[name],
     )
     n_episodes, stages, curves = options["evaluation_episodes"], {}, {}
+    run = f"{name}, seed {seed}"
+    print(f"{run}: imitates, then the critics learn from demonstrations", flush=True)
     imitate: Any = imitate_with_diffusion if isinstance(model, DiffSAC) else imitate_with_a_gaussian
     imitate(model, demonstrations, options["epochs"], options["warm_up"], seed)
     stages["demonstrations"], stages["imitation"] = summary(demonstrations), roll_out(model, n_episodes)
 
-    callback = Curve(options["every"], n_episodes // 2, None)
+    callback = Curve(f"{run}, fine-tuning", options["every"], n_episodes // 2, None)
     model.learn(options["steps"], callback=callback)
     stages["fine-tuned"], curves["fine-tuning"] = roll_out(model, n_episodes), callback.rows
 
@@ -245,7 +256,7 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     buffer.reset()
     buffer.share = 0.0
     model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked="left")))
-    callback = Curve(max(1, options["adaptation"] // 8), n_episodes // 2, "left")
+    callback = Curve(f"{run}, left blocked", max(1, options["adaptation"] // 8), n_episodes // 2, "left")
     model.learn(options["adaptation"], callback=callback)
     stages["adapted"], curves["adaptation"] = roll_out(model, n_episodes, "left"), callback.rows
 
@@ -255,14 +266,25 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     return {"stages": {stage: rollouts.summary() for stage, rollouts in stages.items()}, "curves": curves}
 
 
+def remembered(path: Path, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returned the first time; refused if it was with other settings."""
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        content = json.loads(path.read_text())
+        if content["settings"] != settings:
+            raise ValueError(f"{path} was made with {content['settings']}, not {settings}; delete it or choose another folder")
+        return content["result"]
+    result = compute()
+    with replacing(path, ".json") as temporary:
+        temporary.write_text(json.dumps({"settings": settings, **provenance(), "result": result}, indent=1) + "\n")
+    return result
+
+
 def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
     settings = {"algorithm": name, "seed": seed, **options, **SETTINGS, **OWN_SETTINGS[name], "learning_rate": LEARNING_RATE}
     result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
-    stages = [
-        f"{stage}: {values['success']:.2f}, {values['left']:.2f}, {values['steps']:.1f}"
-        for stage, values in result["stages"].items()
-    ]
-    return f"{name}, seed {seed} (success, left, steps): " + "; ".join(stages)
+    stages = [f"  {stage}: {described(values)}" for stage, values in result["stages"].items()]
+    return "\n".join([f"{name}, seed {seed}", *stages])
 
 
 def draw_map(panel: Axes, blocked: bool) -> None:
@@ -353,7 +375,12 @@ def main() -> None:
     os.environ["MINARI_DATASETS_PATH"] = str((arguments.out / "minari").resolve())
     demonstrate(arguments.episodes)
     runs = [(name, seed) for name in arguments.algorithms for seed in arguments.seeds]
-    run_all(run_one, [(name, seed, options, arguments.out) for name, seed in runs], arguments.workers)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    finished = Parallel(arguments.workers, return_as="generator_unordered")(
+        delayed(run_one)(name, seed, options, arguments.out) for name, seed in runs
+    )
+    for line in finished:
+        print(line, flush=True)
     tabulate(arguments.out, runs)
     draw(arguments.out, arguments.algorithms, arguments.seeds[0], options)
     print(f"wrote {arguments.out}/two_ways_round.csv and .png")

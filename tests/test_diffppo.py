@@ -30,9 +30,10 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from sb3_diffusion import DiffPPO, DiffusionActorCriticPolicy
-from sb3_diffusion.diffppo.actor import decisions_of
+from sb3_diffusion.diffppo.actor import ActedDecisions, decisions_of
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.diffppo import ENT_COEF_LEARNING_RATE, Coefficients, MinibatchLosses
+from sb3_diffusion.diffppo.policies import ActedChains
 from sb3_diffusion.envs import AugmentedMDP
 
 
@@ -55,9 +56,16 @@ def collect(model: DiffPPO) -> DiffPPO:
     return model
 
 
+def when_acted(policy: DiffusionActorCriticPolicy, acted: ActedChains) -> list[th.Tensor]:
+    """Values and kernels of the decisions as the policy recorded them when it acted."""
+    values, *decided = acted
+    kernels = policy.actor.kernels_when_acting(ActedDecisions(*(part.unsqueeze(0) for part in decided)))
+    return [values, *(part.squeeze(0) for part in kernels)]
+
+
 def decisions(buffer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns of all decisions of a rollout, (n_steps, n_envs, K + 1), as minibatches get them."""
-    data = ChainRolloutSamples(th.zeros(0), buffer._packed_decisions(), th.zeros(0))
+    data = ChainRolloutSamples(th.zeros(0), buffer._packed_decisions())
     n_envs_first = (buffer.n_envs, buffer.buffer_size)
     return tuple(a.unflatten(0, n_envs_first).transpose(0, 1).numpy() for a in (data.advantages, data.returns))  # type: ignore[return-value]
 
@@ -83,10 +91,10 @@ def test_chains_are_evaluated_as_their_kernels_define(squash_output: bool) -> No
     observations = th.randn(5, 3)
     features = policy._both_features(observations)
     with th.no_grad():
-        actions, state_values, recorded = policy(observations)
-        chains = recorded.chains
+        actions, state_values, acted = policy(observations)
+        chains = acted.chains
         values, kernels = policy.evaluate_chains(observations, chains)
-        for when_acting, when_evaluated in zip(recorded[1:], (values, *kernels), strict=True):
+        for when_acting, when_evaluated in zip(when_acted(policy, acted), (values, *kernels), strict=True):
             th.testing.assert_close(when_acting, when_evaluated, rtol=1e-4, atol=1e-4)
         location, log_scale = policy.actor.readout(features[0])
         tables, scale = policy.actor.schedule(), log_scale.exp()
@@ -117,7 +125,7 @@ def test_chains_are_evaluated_as_their_kernels_define(squash_output: bool) -> No
         th.testing.assert_close(policy.predict_values(observations), state_values)
         # The actor's own sampling draws the same chains and knows the same path log-probability.
         th.manual_seed(3)
-        chains = policy.actor.sample_decisions(features[0]).chains
+        chains = policy.actor.act(features[0]).chains
         th.manual_seed(3)
         sample = policy.actor.sample(features[0])
         latents = (chains - location.unsqueeze(1)) / scale.unsqueeze(1)
@@ -178,7 +186,7 @@ def terminating_envs() -> Any:
 
 def test_without_log_ratios_advantages_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(terminating_envs(), ent_coef=0.5)
-    monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.zeros(len(chains), 5))
+    monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.zeros(chains.shape[:-1]))
     # A value of the state alone
     monkeypatch.setattr(model.policy, "_decision_values", lambda features, _: features.sum(dim=1, keepdim=True).expand(-1, 5))
     ours = collect(model).rollout_buffer
@@ -301,7 +309,7 @@ def test_a_temperature_of_zero_leaves_no_entropy_term(monkeypatch: pytest.Monkey
             return values, kernels._replace(noising_log_prob=th.full((), math.nan))
 
         if changed:
-            monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.full((len(chains), 5), 7.0))
+            monkeypatch.setattr(model.policy.actor, "path_log_prob", lambda chains, _: th.full(chains.shape[:-1], 7.0))
         collect(model)
         if changed:
             monkeypatch.setattr(model.policy, "evaluate_decisions", without_noising)
@@ -342,7 +350,7 @@ def test_the_gradient_is_that_of_the_path_entropy() -> None:
         decided = decisions_of(chains)
         scalars = th.stack([values, old.log_prob, old.noising_log_prob, advantages, values], dim=2)
         packed = th.cat([decided.before, decided.taken, old.mean, old.log_std, scalars], dim=2)
-        data = ChainRolloutSamples(observations, packed, decided.steps)
+        data = ChainRolloutSamples(observations, packed)
         # A mean over three decisions, of which the path is the sum
         loss = 3 * model._losses(data, Coefficients(*map(th.tensor, (0.2, 0.0)), ent_coef=th.tensor(1.0))).loss
         ours += th.cat([gradient[:2] for gradient in th.autograd.grad(loss, parameters)]) / len(seeds)  # type: ignore[arg-type]
@@ -616,6 +624,164 @@ def test_a_frozen_part_stays_as_it_is_and_the_other_one_learns(frozen: str) -> N
             assert th.equal(parameter, earlier) == (name == frozen)
 
 
+# --- Stability ---
+
+
+@pytest.mark.parametrize("readout", [True, False])
+@pytest.mark.parametrize("squash_output", [True, False])
+def test_no_decision_is_sharper_than_the_floor_and_ratios_stay_exact(squash_output: bool, readout: bool) -> None:
+    """A policy that would be as sharp as the heads' bounds let it be."""
+    kwargs = dict(squash_output=squash_output, min_std=0.1, state_dependent_readout=readout, learn_schedule=True)
+    model = make(policy_kwargs=kwargs | dict(prior_std=1.3))
+    scatter_weights(model.policy, 0.2)
+    with th.no_grad():
+        model.policy.actor.denoiser.body[-1].bias[2:] = -10.0  # type: ignore[union-attr, index]
+        if readout:
+            model.policy.log_std = th.full((2,), -12.0)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(16)
+    # Half the width of the box [-3, 5] × [0, 0.5] where nothing squashes
+    floor = 0.1 * th.tensor([1.0, 1.0] if squash_output else [4.0, 0.25])
+    stds = model.rollout_buffer.recorded.log_std.exp() / floor
+    assert stds.min() > 0.999 and stds[:, :, :4].max() < 1.05
+    assert (stds[:, :, 4].max() < 1.01) == readout
+    for data in model.rollout_buffer.get(8):
+        kernels = model.policy.evaluate_decisions(data.observations, data.decisions).kernels
+        th.testing.assert_close(kernels.log_prob, data.old_log_prob, rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(kernels.noising_log_prob, data.old_noising_log_prob, rtol=1e-4, atol=1e-3)
+
+
+def test_the_floor_is_in_every_sample_and_not_in_the_mode() -> None:
+    without, floored = (collect(make(policy_kwargs=dict(min_std=min_std, log_std_init=-1))).policy for min_std in (0.0, 0.3))
+    actor = floored.actor
+    floored.load_state_dict(without.state_dict())
+    with th.no_grad():
+        for policy in (without, floored):
+            policy.actor.denoiser.body[-1].bias[2:] = -10.0  # type: ignore[union-attr, index]
+            policy.log_std = th.full((2,), -0.5)
+    features = th.randn(1, 3)
+    with th.no_grad():
+        many = features.expand(20_000, -1)
+        sampled = actor.act(many).chains[:, 0]
+        assert sampled.std(dim=0).min() > without.actor.act(many).chains[:, 0].std(dim=0).min()
+        # The three ways of sampling draw the same chains.
+        draws = []
+        for draw in (lambda: actor.squash(actor.act(many).chains[:, 0]), lambda: actor.sample_actions(many),
+                     lambda: actor.sample(many).actions):  # fmt: skip
+            th.manual_seed(2)
+            draws.append(draw())
+        th.testing.assert_close(draws[0], draws[1], rtol=1e-4, atol=1e-5)
+        th.testing.assert_close(draws[0], draws[2], rtol=1e-4, atol=1e-5)
+        steps = th.full((20_000,), 1)
+        latents = th.zeros(20_000, 2)
+        mean, log_std = actor.reverse_kernel(many, latents, steps)
+        taken = actor.reverse_step(many, latents, steps)[0]
+        assert (taken - mean).std(dim=0).tolist() == pytest.approx(log_std[0].exp().tolist(), rel=0.03)
+        assert (log_std[0] + actor.readout(many)[1][0]).exp().min() > 0.2999
+        # Location and scale of the read-out are those of the mode too: with the scale far above the floor it moves by little.
+        th.testing.assert_close(actor.mode(features), without.actor.mode(features), rtol=0, atol=0.1)
+        denoise = actor.denoise(actor.denoiser.condition(features), latents[:1], 1)
+        assert denoise[1].max() < -9 and actor.reverse_heads(actor.denoiser.condition(features), latents[:1], 1)[1].min() > 0
+
+
+def test_a_floor_is_a_number_and_part_of_what_a_policy_is_made_of() -> None:
+    for wrong in (-0.1, math.nan, "small"):
+        with pytest.raises(ValueError, match="min_std"):
+            make(policy_kwargs=dict(min_std=wrong))
+    policy = make(policy_kwargs=dict(min_std=0.1)).policy
+    assert policy._get_constructor_parameters()["min_std"] == 0.1 and policy.actor.min_std == 0.1
+
+
+def test_the_penalty_is_the_chains_divergence_times_a_multiplier_that_follows_its_bound() -> None:
+    model = collect(make(batch_size=16, trust_region="penalty", trust_region_kl=0.05, ent_coef=0.0))
+    scatter_weights(model.policy, 0.05, seed=5)
+    with th.no_grad():
+        model.log_kl_coef.fill_(math.log(3.0))  # type: ignore[union-attr]
+    data = next(model.rollout_buffer.get(16))
+    numbers = tuple(map(th.tensor, (0.2, 0.5)))
+    plain = model._losses(data, Coefficients(*numbers))
+    penalised = model._losses(data, Coefficients(*numbers, kl_bound=th.tensor(0.05)))
+    kernels = model.policy.evaluate_decisions(data.observations, data.decisions).kernels
+    old, new = Normal(data.old_means, data.old_log_stds.exp()), Normal(kernels.mean, kernels.log_std.exp())
+    chain_kl = kl_divergence(old, new).sum(dim=(1, 2)).mean()
+    assert chain_kl > 0.1
+    th.testing.assert_close(penalised.loss - plain.loss, 3 * chain_kl, rtol=1e-4, atol=1e-5)
+    parameters = [*model.policy.parameters(), model.log_kl_coef]
+    ours, theirs = (
+        th.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        for loss in (penalised.loss - plain.loss, 3 * chain_kl)
+    )
+    for own, other in zip(ours[:-1], theirs[:-1], strict=True):
+        th.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    assert ours[-1].item() == pytest.approx(-(chain_kl.item() - 0.05), rel=1e-4)
+
+
+def test_a_trust_region_keeps_the_chain_nearer_than_the_clip_alone() -> None:
+    def divergence(**kwargs: Any) -> tuple[DiffPPO, float]:
+        model = make(n_steps=64, batch_size=16, n_epochs=10, learning_rate=3e-3, **kwargs).learn(512)
+        return model, model.logger.name_to_value["train/approx_kl"]
+
+    plain, far = divergence()
+    penalised, near = divergence(trust_region="penalty", trust_region_kl=0.005)
+    slowed, slow = divergence(trust_region="learning_rate", trust_region_kl=0.005)
+    assert near < 0.5 * far and slow < 0.5 * far
+    assert penalised.logger.name_to_value["train/kl_coef"] > 1 and plain.log_kl_coef is None
+    assert slowed.learning_rate_factor < 1
+    assert slowed.logger.name_to_value["train/learning_rate"] == pytest.approx(slowed.policy.optimizer.param_groups[0]["lr"])
+
+
+def test_the_learning_rates_factor_follows_the_divergence_within_its_bounds() -> None:
+    model = make(trust_region="learning_rate", trust_region_kl=0.02)
+    for kl, expected in ((0.05, 1 / 1.5), (0.03, 1 / 1.5), (0.015, 1 / 1.5), (0.009, 1.0), (0.0, 1.5)):
+        model._follow_divergence(kl)
+        assert model.learning_rate_factor == pytest.approx(expected)
+    for kl, bound in ((1.0, 0.01), (0.0, 10.0)):
+        for _ in range(20):
+            model._follow_divergence(kl)
+        assert model.learning_rate_factor == bound
+
+
+@pytest.mark.parametrize("trust_region", ["penalty", "learning_rate"])
+def test_a_trust_region_goes_on_where_it_was_after_loading(trust_region: str, tmp_path: Path) -> None:
+    model = make(trust_region=trust_region, learning_rate=3e-3).learn(64)
+    model.save(tmp_path / "model.zip")
+    loaded = DiffPPO.load(tmp_path / "model.zip", env=model.get_env(), device="cpu")
+    assert loaded.learning_rate_factor == model.learning_rate_factor
+    runs = []
+    for one in (model, loaded):
+        one.set_random_seed(3)
+        one.learn(32)
+        runs.append([weights(one), one.learning_rate_factor, one.log_kl_coef])
+    assert th.equal(runs[0][0], runs[1][0]) and runs[0][1:] == runs[1][1:]
+    assert (runs[0][2] is not None and runs[0][2].item() != 0) == (trust_region == "penalty")
+
+
+def test_a_trust_region_can_be_changed_between_updates_and_bad_ones_are_refused() -> None:
+    model = make().learn(16)
+    for kind in ("penalty", None, "learning_rate", "penalty"):
+        model.trust_region = kind
+        model.learn(16)
+        assert (model.log_kl_coef is not None) == (kind == "penalty")
+    for name, value in (("trust_region", "clip"), ("trust_region_kl", 0.0), ("trust_region_kl", math.nan)):
+        with pytest.raises(ValueError, match=name):
+            make(**{name: value})
+
+
+@pytest.mark.parametrize("squash_output", [True, False])
+def test_sharpness_and_saturation_are_logged(squash_output: bool) -> None:
+    model = make(policy_kwargs=dict(squash_output=squash_output, log_std_init=1.0), n_steps=64).learn(64)
+    recorded, values = model.rollout_buffer.recorded, model.logger.name_to_value
+    actions = recorded.chains[:, :, 0].numpy()
+    if squash_output:
+        share = np.mean(np.abs(np.tanh(actions)) > 0.99)
+    else:
+        share = np.mean((actions < model.action_space.low) | (actions > model.action_space.high))
+    assert values["train/saturated_actions"] == pytest.approx(share) and 0 < share < 1
+    assert values["train/smallest_std"] == pytest.approx(recorded.log_std.exp().min().item())
+    # of the first reverse step of an untrained chain, √β_1 c
+    assert values["train/smallest_std"] == pytest.approx(math.sqrt(0.05) * math.e, rel=1e-3)
+
+
 # --- SB3's surface ---
 
 
@@ -844,7 +1010,7 @@ def test_the_policy_can_be_traced_for_deployment() -> None:
         policy.unscale_action(actions.detach().numpy()), policy.predict(observations.numpy(), deterministic=True)[0], atol=1e-4
     )
     th.testing.assert_close(values, policy.predict_values(observations))
-    assert recorded[0].shape == (6, 5, 2) and all(part.isnan().all() for part in recorded)
+    assert recorded[1].shape == (6, 5, 2) and all(part.isnan().all() for part in recorded)
 
 
 def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
@@ -857,7 +1023,8 @@ def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
             keys.update(values)
             return True
 
-    make(clip_range_vf=0.2, ent_coef="auto").learn(48, callback=Recorder(), log_interval=100, progress_bar=False)
+    model = make(clip_range_vf=0.2, ent_coef="auto", trust_region="penalty")
+    model.learn(48, callback=Recorder(), log_interval=100, progress_bar=False)
     expected = {
         "policy_gradient_loss",
         "value_loss",
@@ -876,6 +1043,7 @@ def test_the_logger_gets_the_keys_of_ppo_and_ours(tmp_path: Path) -> None:
         "entropy_loss",
         "std",
     }
+    expected |= {"smallest_std", "saturated_actions", "kl_coef"}
     expected |= {f"{name}_{k}" for name in ("approx_kl", "clip_fraction") for k in (1, 2, 3, 4, "prior")}
     assert keys == {f"train/{key}" for key in expected}
 
@@ -1102,7 +1270,7 @@ def test_the_log_std_of_ppo_is_the_log_scale_of_the_read_out() -> None:
     assert policy.log_std.tolist() == [-0.5, -0.5]
     policy.log_std = th.nn.Parameter(th.tensor([-1.0, -2.0]))
     assert policy.actor.log_std.tolist() == [-1.0, -2.0]
-    spread = policy.actor.sample_decisions(th.zeros(20_000, 3)).chains[:, 0].std(dim=0)
+    spread = policy.actor.act(th.zeros(20_000, 3)).chains[:, 0].std(dim=0)
     assert spread.tolist() == pytest.approx([math.exp(-1), math.exp(-2)], rel=0.03)
     model.learn(16)
     assert policy.log_std.tolist() != [-1.0, -2.0] and "log_std" not in policy.state_dict()
@@ -1146,10 +1314,10 @@ def test_actor_and_critic_each_see_the_features_of_their_own_extractor(share: bo
 
     def seen() -> dict[str, list[th.Tensor]]:
         th.manual_seed(0)
-        actions, state_values, recorded = policy(observations)
+        actions, state_values, acted = policy(observations)
         evaluated = policy.evaluate_chains(observations, chains)
         predicted = policy.predict_values(observations)
-        actor = [actions, policy._predict(observations, deterministic=True), *evaluated.kernels, recorded.log_std]
+        actor = [actions, policy._predict(observations, deterministic=True), *evaluated.kernels, acted.drift]
         return {"actor": actor, "critic": [state_values, predicted, evaluated.values]}
 
     extractors = {"actor": policy.pi_features_extractor, "critic": policy.vf_features_extractor}

@@ -15,6 +15,7 @@ from torch.distributions import Normal
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.chains import SampledChains, Transitions, chain_states
 from sb3_diffusion.common.critics import CriticStates
+from sb3_diffusion.common.networks import PartlyFrozenMLP, StepConditionedMLP
 from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
 
 STEPS, STATES, PRIOR_STD, ENT_COEF = 3, 12, 1.7, 0.3
@@ -320,3 +321,21 @@ def test_the_first_state_of_an_episode_is_trained_although_it_is_nobodys_next_st
     ).learn(2500)
     actions = [model.predict(np.array(state), deterministic=True)[0].item() for state in (0, 1)]
     assert actions == pytest.approx([0.7, -0.7], abs=0.15)
+
+
+def test_of_a_partly_frozen_network_all_steps_at_once_are_those_one_by_one() -> None:
+    th.manual_seed(0)
+    network = PartlyFrozenMLP(3, 2, 4, 2, [8], learned_steps=2)
+    network.freeze()
+    with th.no_grad():
+        for parameter in network.body.parameters():
+            parameter.add_(th.randn_like(parameter))
+    latents = th.randn(5, 4, 2)
+    condition = network.condition(th.randn(5, 3))
+    at_once = network(condition.unsqueeze(1), latents, None)
+    for k in range(1, 5):
+        th.testing.assert_close(at_once[:, k - 1], network(condition, latents[:, k - 1], k))
+    assert not th.allclose(
+        network.frozen(condition[:, 8:], latents[:, 3], 4),
+        StepConditionedMLP.forward(network, condition[:, :8], latents[:, 3], 4),
+    )

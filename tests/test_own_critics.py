@@ -68,4 +68,4 @@ def test_a_critic_of_ones_own_learns_the_value_or_is_refused(algorithm: Any, cri
     obs = np.zeros((5, 2), np.float32)
     with th.no_grad():
         values = model.critic(th.as_tensor(obs), th.as_tensor(model.predict(obs)[0]))[0]
-    assert np.allclose(values.numpy(), 1 / (1 - DISCOUNT), atol=0.5), values
+    assert np.allclose(values.numpy(), 1 / (1 - DISCOUNT), atol=1.0), values

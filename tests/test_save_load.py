@@ -18,6 +18,7 @@ import pytest
 import torch as th
 from conftest import (
     ALGORITHMS,
+    SMALL,
     coefficients,
     differing,
     flat_tensors,
@@ -27,6 +28,7 @@ from conftest import (
     scheduled_optimizers,
 )
 from envs_for_tests import CountingExtractor, StrictBoxEnv
+from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
@@ -34,7 +36,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_diffusion import DiffPPO, DiffWPO
+from sb3_diffusion import DiffPPO, DiffSAC, DiffWPO
 
 MakeModel = Callable[..., Any]
 
@@ -566,3 +568,47 @@ def test_a_zip_file_without_a_model_is_refused_by_the_name_of_what_is_missing(al
         archive.writestr("readme.txt", "nothing")
     with pytest.raises(ValueError, match=r"other\.zip holds no model of Stable-Baselines3: it has no member 'data'"):
         algorithm.load(tmp_path / "other.zip")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "flipped"])
+def test_a_damaged_replay_buffer_is_refused_by_its_name_and_the_earlier_one_stays(
+    trained: Any, kind: str, tmp_path: Path
+) -> None:
+    trained.save_replay_buffer(tmp_path / "buffer.pkl")
+    damage(tmp_path / "buffer.pkl", kind)
+    earlier = trained.replay_buffer
+    for path in (tmp_path / "buffer.pkl", tmp_path / "buffer"):
+        with pytest.raises(ValueError, match=r"buffer.* is damaged"):
+            trained.load_replay_buffer(path)
+    assert trained.replay_buffer is earlier
+
+
+def test_no_flipped_byte_of_a_replay_buffer_goes_unnoticed(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(buffer_size=20).learn(20)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    content = (tmp_path / "buffer.pkl").read_bytes()
+    for position in np.random.default_rng(0).integers(len(content) - 25, size=60):
+        flipped = bytearray(content)
+        flipped[position] ^= 0xFF
+        (tmp_path / "buffer.pkl").write_bytes(bytes(flipped))
+        with pytest.raises(ValueError, match=r"buffer\.pkl is damaged"):
+            model.load_replay_buffer(tmp_path / "buffer.pkl")
+
+
+def test_replay_buffers_move_between_stable_baselines3_and_this_library(tmp_path: Path) -> None:
+    ours, theirs = (kind("MlpPolicy", StrictBoxEnv(), **SMALL).learn(20) for kind in (DiffSAC, SAC))
+    for saving, loading in ((ours, theirs), (theirs, ours)):
+        saving.save_replay_buffer(tmp_path / "buffer.pkl")
+        loading.load_replay_buffer(tmp_path / "buffer.pkl")
+        assert np.array_equal(saving.replay_buffer.observations, loading.replay_buffer.observations)
+
+
+def test_a_replay_buffer_of_another_environment_is_refused(trained: Any, make_model: MakeModel, tmp_path: Path) -> None:
+    make_model(StrictBoxEnv()).learn(12).save_replay_buffer(tmp_path / "other.pkl")
+    earlier = trained.replay_buffer
+    with pytest.raises(ValueError, match=r"other\.pkl holds a replay buffer of other observations or actions"):
+        trained.load_replay_buffer(tmp_path / "other.pkl")
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"list\.pkl holds no replay buffer, but a list"):
+        trained.load_replay_buffer(tmp_path / "list.pkl")
+    assert trained.replay_buffer is earlier

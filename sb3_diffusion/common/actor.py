@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -59,26 +59,26 @@ class PolicySample(NamedTuple):
     log_scale: th.Tensor
 
 
-AnyActor = TypeVar("AnyActor", bound="DiffusionActor")
-Tensors = TypeVar("Tensors", bound=th.Tensor | tuple)
-
-
-def cheap_without_gradients(method: Callable[..., Tensors]) -> Callable[..., Tensors]:
+def inference_is_possible() -> bool:
     """
-    A method of features that runs in inference mode where gradients are off: a chain is many small operations, and each is
-    cheaper than under ``no_grad``. The result, a tensor or a named tuple of tensors, is an ordinary one. Features come from
-    outside, because an extractor may keep tensors for its training.
+    Whether inference mode, in which small operations are cheaper than under ``no_grad``, may be entered: not with gradients,
+    and not for code that is traced or compiled, which keeps views of buffers for later calls.
+    """
+    return not (th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling())
+
+
+def cheap_without_gradients(method: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
+    """
+    A method of features that runs in inference mode where gradients are off: a chain is many small operations. The result is
+    an ordinary tensor. Features come from outside, because an extractor may keep tensors for its training.
     """
 
     @wraps(method)
-    def call(self: "DiffusionActor", features: th.Tensor, *args: th.Tensor | None) -> Tensors:
-        # Compiled code keeps views of buffers for later calls, which must not be tensors of inference mode.
-        if th.is_grad_enabled() or th.jit.is_tracing() or th.compiler.is_compiling():
+    def call(self: "DiffusionActor", features: th.Tensor, *args: th.Tensor | None) -> th.Tensor:
+        if not inference_is_possible():
             return method(self, features, *args)
         with th.inference_mode():
-            result: Any = method(self, features, *args)
-        if isinstance(result, tuple):
-            return type(result)(*(part.clone() for part in result))  # type: ignore[return-value]
+            result = method(self, features, *args)
         return result.clone()
 
     return call
@@ -264,20 +264,39 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
             bias = layer.bias if isinstance(layer, nn.Module) else layer
             bias.copy_(value)  # type: ignore[operator]
 
-    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> tuple[th.Tensor, th.Tensor]:
+    def denoise(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> tuple[th.Tensor, th.Tensor]:
         """
         The heads of the reverse kernel.
 
         :param condition: (B, width), ``denoiser.condition(features)``
         :param latents: (B, d), ``x^k``
-        :param steps: k, (B,) or one integer
+        :param steps: k, as :class:`~sb3_diffusion.common.networks.StepConditionedMLP` takes them
         :return: drift ``f`` and log-scale ``g``, each (B, d)
         """
-        heads = self.denoiser(condition, latents, steps).clamp(self.min_heads, self.max_heads)
-        if not self.learn_variance:
-            return heads, th.zeros_like(heads)
-        drift, log_scale = th.split_with_sizes(heads, (self.action_dim, self.action_dim), dim=-1)
-        return drift, log_scale
+        return self._heads_of(self.denoiser(condition, latents, steps))
+
+    def reverse_heads(
+        self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The heads of the kernel that chains are sampled with and evaluated by: here :meth:`denoise`, with its parameters. The
+        mode is found with :meth:`denoise` itself.
+        """
+        return self.denoise(condition, latents, steps)
+
+    @property
+    def _heads_of(self) -> Callable[[th.Tensor], tuple[th.Tensor, th.Tensor]]:
+        """What makes ``f`` and ``g`` of the denoiser's output."""
+        lowest, highest, action_dim, learn_variance = self.min_heads, self.max_heads, self.action_dim, self.learn_variance
+
+        def heads_of(output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            heads = output.clamp(lowest, highest)
+            if not learn_variance:
+                return heads, th.zeros_like(heads)
+            drift, log_scale = th.split_with_sizes(heads, (action_dim, action_dim), dim=-1)
+            return drift, log_scale
+
+        return heads_of
 
     def squash(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -292,7 +311,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     def _chain_denoiser(self, features: th.Tensor) -> Denoiser:
         """The heads as a function of ``x^k`` and k, for chains at these states."""
         condition = self.denoiser.condition(features)
-        return lambda latents, k: self.denoise(condition, latents, k)
+        return lambda latents, k: self.reverse_heads(condition, latents, k)
 
     @cheap_without_gradients
     def sample_actions(self, features: th.Tensor, noise: th.Tensor | None = None) -> th.Tensor:
@@ -318,7 +337,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         :return: mean and log-std of ``x^{k-1}``, each (B, d)
         """
         tables = self.schedule().at(steps)
-        drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
+        drift, log_scale = self.reverse_heads(self.denoiser.condition(features), latents, steps)
         return reverse_mean(latents, drift, tables), tables.noise_std.log() + log_scale
 
     def sample(self, features: th.Tensor, noise: th.Tensor | None = None, bfloat16: bool = False) -> PolicySample:
@@ -354,7 +373,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         :param noise: (B, d) standard normal, drawn from the global generator if not given
         :return: ``x^{k-1}`` (B, d) and ``ℓ_k`` (B,)
         """
-        drift, log_scale = self.denoise(self.denoiser.condition(features), latents, steps)
+        drift, log_scale = self.reverse_heads(self.denoiser.condition(features), latents, steps)
         noise = th.randn_like(latents) if noise is None else noise
         return reverse_step(latents, drift, log_scale, self.schedule().at(steps), noise)
 

@@ -1,10 +1,31 @@
 """Networks that see a state, a latent and the diffusion step it belongs to."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
+from torch.nn import functional as F
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def layer_functions(layers: nn.Sequential) -> list[Callable[[th.Tensor], th.Tensor]]:
+    """
+    The layers as plain functions. ``nn.Module.__call__`` and the look-up of weights take as long as a small layer does for one
+    state, which is what a policy acts on; layers with hooks stay as they are.
+    """
+    functions: list[Callable[[th.Tensor], th.Tensor]] = []
+    for layer in layers:
+        if any(getattr(layer, hooks) for hooks in HOOKS):
+            functions.append(layer)
+        elif type(layer) is nn.Linear:
+            functions.append(partial(F.linear, weight=layer.weight, bias=layer.bias))
+        else:
+            functions.append(layer.forward)
+    return functions
 
 
 class StepConditionedMLP(nn.Module):
@@ -61,14 +82,33 @@ class StepConditionedMLP(nn.Module):
         """
         return self.state_layer(features)
 
-    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
+    def along_chains(self, features: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        """
+        The network for chains through the steps, with all that the steps share computed or looked up once.
+
+        :param features: (B, features_dim)
+        :return: a function of latents (B, d) and k, one integer, that returns (B, output_dim)
+        """
+        conditions = (self.condition(features) + self.step_table.weight.unsqueeze(1)).unbind()
+        weight, scale, layers = self.latent_weight, 1 / self.prior_std, layer_functions(self.body)
+
+        def at_step(latents: th.Tensor, k: int) -> th.Tensor:
+            hidden = th.addmm(conditions[k - 1], latents, weight, alpha=scale)
+            for layer in layers:
+                hidden = layer(hidden)
+            return hidden
+
+        return at_step
+
+    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> th.Tensor:
         """
         :param condition: (B, width), from :meth:`condition`; or (B, 1, width)
         :param latents: (B, d), ``x^k``; or κ of each state, (B, κ, d)
-        :param steps: (B,) integers in 1 … K, or one integer for all rows; or (B, κ), or (κ,) for all states
+        :param steps: (B,) integers in 1 … K, or one integer for all rows; or (B, κ), or (κ,) for all states; None: κ = K, all
+            in their order
         :return: (B, output_dim) or (B, κ, output_dim)
         """
-        condition = condition + self.step_table.weight[steps - 1]
+        condition = condition + (self.step_table.weight if steps is None else self.step_table.weight[steps - 1])
         several = latents.dim() == 3
         if several:
             shape = latents.shape[:2]
@@ -109,13 +149,14 @@ class PartlyFrozenMLP(StepConditionedMLP):
     def condition(self, features: th.Tensor) -> th.Tensor:
         return th.cat([super().condition(features), self.frozen.condition(features)], dim=-1)
 
-    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int) -> th.Tensor:
+    def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> th.Tensor:
         own, frozen = condition.chunk(2, dim=-1)
         if self.thawed:
             return super().forward(own, latents, steps)
         if isinstance(steps, int):
             return super().forward(own, latents, steps) if steps <= self.learned_steps else self.frozen(frozen, latents, steps)
-        learned = (steps <= self.learned_steps).unsqueeze(-1)
+        of_all = th.arange(1, self.step_table.num_embeddings + 1, device=latents.device) if steps is None else steps
+        learned = (of_all <= self.learned_steps).unsqueeze(-1)
         return th.where(learned, super().forward(own, latents, steps), self.frozen(frozen, latents, steps))
 
 

@@ -105,6 +105,11 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
             )
         frequency = self.train_freq[0] if isinstance(self.train_freq, tuple) else self.train_freq
         check_number("train_freq", frequency, 1, integer=True)
+        if isinstance(self.train_freq, tuple) and str(getattr(self.train_freq[1], "value", self.train_freq[1])) == "episode":
+            if self.n_envs > 1:
+                raise ValueError(
+                    f"train_freq={self.train_freq!r} counts episodes, which takes one environment, not {self.n_envs}"
+                )
 
     def _check_ent_coef(self) -> None:
         exclusive = self._objective().needs_temperature

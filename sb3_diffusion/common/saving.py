@@ -9,13 +9,16 @@ import secrets
 import stat
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
@@ -23,6 +26,7 @@ from sb3_diffusion.common.finite import NotFinite, weights_not_finite
 
 SelfSafeSave = TypeVar("SelfSafeSave", bound="SafeSaveMixin")
 LONGEST_SUFFIX = 32  # of a temporary name
+CHECKSUM_MARK = b"sb3_diffusion CRC-32:"  # behind a pickle, which ends where it says so
 OWN_ATTRIBUTE = "latents_per_state"  # All our algorithms have it and no other.
 
 
@@ -229,11 +233,53 @@ class SafeSaveMixin(BaseAlgorithm):
             super().save(temporary, exclude, include)
 
 
+def checksum_of(file: BinaryIO, size: int) -> bytes:
+    """CRC-32 of the first ``size`` bytes of a file, in 4 bytes."""
+    file.seek(0)
+    checksum = 0
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        checksum, size = zlib.crc32(block, checksum), size - len(block)
+    return checksum.to_bytes(4, "big")
+
+
 class SafeOffPolicySaveMixin(SafeSaveMixin, OffPolicyAlgorithm):
-    """The same for ``save_replay_buffer``."""
+    """
+    The same for ``save_replay_buffer``, which adds a checksum behind what SB3 writes: SB3 reads the file as before, and
+    ``load_replay_buffer`` refuses a damaged one. Files without a checksum load as before.
+    """
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         if not isinstance(path, (str, pathlib.Path)):
             return super().save_replay_buffer(path)
         with replacing(path, ".pkl") as temporary:
             super().save_replay_buffer(temporary)
+            with temporary.open("r+b") as file:
+                checksum = checksum_of(file, temporary.stat().st_size)
+                file.write(CHECKSUM_MARK + checksum)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """:raises ValueError: for a damaged file and for a buffer that is not this model's kind; its own one stays then"""
+        if isinstance(path, (str, pathlib.Path)):
+            with open_path(path, "r", suffix="pkl") as file:
+                length = len(CHECKSUM_MARK) + 4
+                content = max(0, file.seek(0, os.SEEK_END) - length)
+                file.seek(content)
+                mark = file.read()
+                if mark.startswith(CHECKSUM_MARK) and mark != CHECKSUM_MARK + checksum_of(file, content):
+                    raise ValueError(f"{path} is damaged: it is not what was saved")
+        earlier = self.replay_buffer
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            loaded: Any = self.replay_buffer
+            fitting = (get_obs_shape(self.observation_space), get_action_dim(self.action_space))
+            if (loaded.obs_shape, loaded.action_dim) != fitting:
+                raise ValueError(f"{path} holds a replay buffer of other observations or actions than this model's")
+        except (OSError, ValueError, AssertionError):
+            loaded, self.replay_buffer = self.replay_buffer, earlier
+            if not isinstance(loaded, ReplayBuffer):
+                raise ValueError(f"{path} holds no replay buffer, but a {type(loaded).__name__}") from None
+            raise
+        # pickle has no one error for all that can be wrong with a file
+        except Exception as error:
+            self.replay_buffer = earlier
+            raise ValueError(f"{path} is damaged, or no file of a replay buffer: {type(error).__name__}: {error}") from error

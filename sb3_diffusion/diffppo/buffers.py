@@ -9,25 +9,40 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn import functional as F
 
-from sb3_diffusion.diffppo.actor import Decisions, decisions_of
-from sb3_diffusion.diffppo.policies import DiffusionActorCriticPolicy, RecordedChains
+from sb3_diffusion.diffppo.actor import ActedDecisions, DecisionKernels, Decisions, decisions_of
+from sb3_diffusion.diffppo.policies import ActedChains, DiffusionActorCriticPolicy
 
 # Of each decision: four vectors (before, taken, mean, log-std of its Gaussian) and these
 SCALARS = ("old_values", "old_log_prob", "old_noising_log_prob", "advantages", "returns")
 
 
+class RecordedChains(NamedTuple):
+    """
+    The ``chains`` (n_steps, n_envs, K + 1, d), ``a^0 … a^K``, of a rollout, with what the policy that sampled them made of all
+    their decisions: ``values`` (n_steps, n_envs, K + 1), ``V(s, a^k, k)`` and in the last column ``V(s)``; and the fields of
+    :class:`~sb3_diffusion.diffppo.actor.DecisionKernels`.
+    """
+
+    chains: th.Tensor
+    values: th.Tensor
+    mean: th.Tensor
+    log_std: th.Tensor
+    log_prob: th.Tensor
+    noising_log_prob: th.Tensor
+
+
 class ChainRolloutSamples(NamedTuple):
     """
-    A minibatch of B environment steps with κ + 1 decisions of each: the reverse steps ``steps`` (κ + 1,) or (B, κ + 1), and in
-    the last column, as step K + 1, the first decision ``a^K``. ``packed`` (B, κ + 1, 4 d + 5) holds all numbers of a decision
-    side by side, so that a minibatch is one look-up; the properties are its parts, as of the policy that decided:
-    ``decisions``; ``old_means`` and ``old_log_stds`` (B, κ + 1, d) of their Gaussians; ``old_log_prob``,
+    A minibatch of B environment steps with κ + 1 decisions of each: the reverse steps ``steps`` (B, κ + 1), or None for all in
+    their order, and in the last column, as step K + 1, the first decision ``a^K``. ``packed`` (B, κ + 1, 4 d + 5) holds all
+    numbers of a decision side by side, so that a minibatch is one look-up; the properties are its parts, as of the policy that
+    decided: ``decisions``; ``old_means`` and ``old_log_stds`` (B, κ + 1, d) of their Gaussians; ``old_log_prob``,
     ``old_noising_log_prob``, ``old_values``, ``advantages`` and ``returns`` (B, κ + 1).
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
     packed: th.Tensor
-    steps: th.Tensor
+    steps: th.Tensor | None = None
 
     def at(self, steps: th.Tensor) -> "ChainRolloutSamples":
         """
@@ -95,7 +110,7 @@ class ChainRollouts(RolloutBuffer):
 
     def reset(self) -> None:
         super().reset()
-        self.records: list[RecordedChains] = []
+        self.acted: list[ActedChains] = []
 
     def add(  # type: ignore[override]
         self,
@@ -104,7 +119,7 @@ class ChainRollouts(RolloutBuffer):
         reward: np.ndarray,
         episode_start: np.ndarray,
         value: th.Tensor,
-        log_prob: RecordedChains,
+        log_prob: ActedChains,
     ) -> None:
         """
         :param log_prob: the chains, as the policy's ``forward`` returns them; the other parameters are those of SB3's buffer
@@ -112,15 +127,19 @@ class ChainRollouts(RolloutBuffer):
         """
         if not hasattr(self, "policy"):
             raise ValueError("this buffer is filled by DiffPPO alone: load its models with DiffPPO.load, not PPO.load")
-        self.records.append(log_prob)
-        super().add(obs, action, reward, episode_start, value, log_prob.log_prob.sum(dim=1))
+        self.acted.append(log_prob)
+        super().add(obs, action, reward, episode_start, value, value.flatten())  # the log-probabilities follow
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        self.recorded = RecordedChains(*(th.stack(parts) for parts in zip(*self.records, strict=True)))
+        if self.acted:
+            values, *decided = (th.stack(parts) for parts in zip(*self.acted, strict=True))
+            kernels = self.policy.actor.kernels_when_acting(ActedDecisions(*decided))
+            self.recorded = RecordedChains(decided[0], values, *kernels)
+            self.acted = []
         self.last_dones = dones
-        flat = RecordedChains(*(part.flatten(0, 1) for part in self.recorded))
-        path_log_probs = self.policy.actor.path_log_prob(flat.chains, flat.kernels)
-        self.path_log_probs = path_log_probs.unflatten(0, self.rewards.shape).cpu().numpy()
+        kernels = DecisionKernels(*self.recorded[2:])
+        self.log_probs = kernels.log_prob.sum(dim=-1).cpu().numpy()
+        self.path_log_probs = self.policy.actor.path_log_prob(self.recorded.chains, kernels).cpu().numpy()
         # SB3's recursion for the environment's steps: each is the chain's first decision, with the entropy of the whole path.
         rewards = self.rewards
         self.rewards = rewards - self.ent_coef * self.path_log_probs[..., -1]
@@ -150,8 +169,7 @@ class ChainRollouts(RolloutBuffer):
     def _packed_decisions(self) -> th.Tensor:
         """All decisions of all environment steps, (n_steps · n_envs, K + 1, 4 d + 5), in SB3's order of rows."""
         recorded = self.recorded
-        shape = recorded.values.shape
-        decisions = decisions_of(recorded.chains.flatten(0, 1))
+        before, taken, _ = decisions_of(recorded.chains)
         advantages, returns, values, path_log_probs = (
             th.as_tensor(array, device=self.device)
             for array in (self.advantages, self.returns, self.values, self.path_log_probs)
@@ -160,8 +178,7 @@ class ChainRollouts(RolloutBuffer):
         # A_k = G_k - W_k, with G_k the return from there on
         advantages = (advantages + values).unsqueeze(-1) - recorded.values + to_come
         scalars = [recorded.values, recorded.log_prob, recorded.noising_log_prob, advantages, returns.unsqueeze(-1) + to_come]
-        vectors = [decisions.before.unflatten(0, shape[:2]), decisions.taken.unflatten(0, shape[:2])]
-        packed = th.cat([*vectors, recorded.mean, recorded.log_std, th.stack(scalars, dim=-1)], dim=-1)
+        packed = th.cat([before, taken, recorded.mean, recorded.log_std, th.stack(scalars, dim=-1)], dim=-1)
         return packed.transpose(0, 1).flatten(0, 1)
 
     def _observations(self, rows: np.ndarray) -> th.Tensor | dict[str, th.Tensor]:
@@ -172,12 +189,11 @@ class ChainRollouts(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[ChainRolloutSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
             self.packed = self._packed_decisions()
-            self.steps = th.arange(1, self.packed.shape[1] + 1, device=self.device)
         yield from super().get(batch_size)  # type: ignore[misc]
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ChainRolloutSamples:  # type: ignore[override]
         packed = self.packed[th.as_tensor(batch_inds, device=self.device)]
-        return ChainRolloutSamples(self._observations(batch_inds), packed, self.steps)
+        return ChainRolloutSamples(self._observations(batch_inds), packed)
 
 
 class ChainRolloutBuffer(ChainRollouts):

@@ -20,6 +20,7 @@ from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
+from sb3_diffusion.common.trust_region import keep_in_range, make_multiplier, trust_region_losses
 from sb3_diffusion.common.validation import (
     check_choice,
     check_common_arguments,
@@ -44,6 +45,9 @@ SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 # What "auto" starts from, and the step size of its logarithm, one step per update
 INITIAL_ENT_COEF = 0.01
 ENT_COEF_LEARNING_RATE = 0.05
+TRUST_REGIONS = (None, "penalty", "learning_rate")
+# How far, and by how much at once, a trust region changes the learning rate
+MIN_RATE_FACTOR, MAX_RATE_FACTOR, RATE_STEP = 0.01, 10.0, 1.5
 
 
 class MinibatchLosses(NamedTuple):
@@ -61,13 +65,17 @@ class MinibatchLosses(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """Scalars of the losses that may change from rollout to rollout; without ``ent_coef`` the temperature is 0."""
+    """
+    Scalars of the losses that may change from update to update; without ``ent_coef`` the temperature is 0, without
+    ``kl_bound`` there is no penalty.
+    """
 
     clip_range: th.Tensor
     vf_coef: th.Tensor
     clip_range_vf: th.Tensor | None = None
     ent_coef: th.Tensor | None = None
     reference_kl_coef: th.Tensor | None = None
+    kl_bound: th.Tensor | None = None
 
 
 class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
@@ -95,6 +103,11 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         goes on
     :param value_warmup: rollouts, at the start of training and after :meth:`pretrain`, on which only the value function is
         trained: the policy moves when the advantages mean something
+    :param trust_region: bound the closed-form KL divergence of the whole chain in every update, beside the clip, which bounds
+        each decision alone. "penalty": it joins the loss with a learned multiplier (:mod:`sb3_diffusion.common.trust_region`);
+        "learning_rate": a factor of the learning rate, from 0.01 to 10, falls by 1.5 after an update that went more than twice
+        as far, and rises by 1.5 after one that went less than half as far (rsl_rl's rule); None: no bound
+    :param trust_region_kl: the bound, in nats
     :raises ValueError: for an argument out of range
     """
 
@@ -139,6 +152,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         target_entropy: str | float = "auto",
         torch_compile: bool = False,
         value_warmup: int = 0,
+        trust_region: str | None = None,
+        trust_region_kl: float = 0.02,
         _init_setup_model: bool = True,
     ):
         # PPO computes with these before anything is checked.
@@ -177,6 +192,11 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         self.torch_compile = torch_compile
         self.value_warmup = value_warmup
         self._n_trained_rollouts = 0
+        self.trust_region = trust_region
+        self.trust_region_kl = trust_region_kl
+        self.learning_rate_factor = 1.0
+        self.log_kl_coef: th.Tensor | None = None
+        self.kl_coef_optimizer: th.optim.Adam | None = None
         self.log_ent_coef: th.Tensor | None = None
         self.ent_coef_optimizer: th.optim.Adam | None = None
         if _init_setup_model:
@@ -201,6 +221,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
                 check_schedule(name, clip_range)
             elif name == "clip_range" or clip_range is not None:
                 check_number(name, clip_range, 0, exclusive=True)
+        self._check_trust_region()
         check_choice("normalize_advantage", self.normalize_advantage, (False, True))
         if self.target_kl is not None:
             check_number("target_kl", self.target_kl, 0, exclusive=True)
@@ -235,6 +256,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             self._minibatch_step = CompiledOrEager(self._minibatch_step)
         self._rollout_progress = 1.0
         self._setup_temperature()
+        self._setup_trust_region()
 
     def _check_ent_coef(self) -> None:
         if isinstance(self.ent_coef, str):
@@ -268,6 +290,18 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         else:
             self._ent_coef_schedule = FloatSchedule(self.ent_coef if callable(self.ent_coef) else float(self.ent_coef))
 
+    def _check_trust_region(self) -> None:
+        check_choice("trust_region", self.trust_region, TRUST_REGIONS)
+        check_number("trust_region_kl", self.trust_region_kl, 0, exclusive=True)
+
+    def _setup_trust_region(self) -> None:
+        """The multiplier of a penalty; again when a callback has changed the argument."""
+        self._check_trust_region()
+        self._trust_region_in_use = self.trust_region
+        self.log_kl_coef = self.kl_coef_optimizer = None
+        if self.trust_region == "penalty":
+            self.log_kl_coef, self.kl_coef_optimizer = make_multiplier(self.device)
+
     def _current_ent_coef(self) -> float:
         """τ of this rollout: a schedule's value is that of its start."""
         if self.ent_coef != self._ent_coef_in_use:
@@ -290,11 +324,17 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
     def train(self) -> None:
         """PPO's ``train`` with the losses of the class docstring; entropies are those of the path."""
         self.policy.set_training_mode(True)
+        if self.trust_region != self._trust_region_in_use:
+            self._setup_trust_region()
         self._update_learning_rate(self.policy.optimizer)
         # A callback may have changed it since the rollout began.
         self.rollout_buffer.change_ent_coef(self._current_ent_coef())
         coefficients = self._current_coefficients()
-        parameters = self._parameters_to_train()
+        optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
+        if self.kl_coef_optimizer is not None:
+            optimizers.append(self.kl_coef_optimizer)
+        policy_parameters = self._parameters_to_train()
+        parameters = [*policy_parameters, *trainable(optimizers[1:])]
         logged: list[MinibatchLosses] = []
         continue_training = True
 
@@ -311,9 +351,12 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
                     break
 
                 assign(parameters, gradients)
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                self.policy.optimizer.step()
+                th.nn.utils.clip_grad_norm_(policy_parameters, self.max_grad_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
                 self.policy.actor.keep_scale_in_range()
+                if self.log_kl_coef is not None:
+                    keep_in_range(self.log_kl_coef)
 
             self._n_updates += 1
             if not continue_training:
@@ -327,6 +370,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         # As in PPO, the divergence is that of the last epoch.
         last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)
         self._log(means._replace(kl=last_kl))
+        if self.trust_region == "learning_rate":
+            self._follow_divergence(last_kl.nanmean().item() * len(last_kl))
         for name in ("clip_range", "clip_range_vf"):
             if (value := getattr(coefficients, name)) is not None:
                 self.logger.record(f"train/{name}", value.item())
@@ -347,6 +392,21 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         super()._follow_actor()
         self._n_trained_rollouts = 0
 
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.trust_region == "learning_rate":
+            for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+                for group in optimizer.param_groups:
+                    group["lr"] *= self.learning_rate_factor
+            self.logger.record("train/learning_rate", group["lr"])
+
+    def _follow_divergence(self, kl: float) -> None:
+        """rsl_rl's rule, once per update: the divergence at its end from the policy that collected the rollout."""
+        if kl > 2 * self.trust_region_kl:
+            self.learning_rate_factor = max(MIN_RATE_FACTOR, self.learning_rate_factor / RATE_STEP)
+        elif kl < self.trust_region_kl / 2:
+            self.learning_rate_factor = min(MAX_RATE_FACTOR, self.learning_rate_factor * RATE_STEP)
+
     def _current_coefficients(self) -> Coefficients:
         """As tensors: a compiled function would be compiled again for every new number."""
         values = {"vf_coef": self.vf_coef}
@@ -357,6 +417,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             values["ent_coef"] = self.rollout_buffer.ent_coef
         if self.reference_actor is not None:
             values["reference_kl_coef"] = self._current_reference_kl_coef()
+        if self.trust_region == "penalty":
+            values["kl_bound"] = self.trust_region_kl
         return Coefficients(**{name: th.tensor(value, device=self.device) for name, value in values.items()})
 
     def _update_temperature(self) -> None:
@@ -373,7 +435,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         self, data: ChainRolloutSamples, coefficients: Coefficients, parameters: list[th.Tensor]
     ) -> tuple[MinibatchLosses, Gradients]:
         """
-        :param parameters: the policy's
+        :param parameters: the policy's, and the multiplier of a trust region
         :return: the losses without a graph, and the gradients of ``loss``
         """
         losses = self._losses(data, coefficients)
@@ -381,7 +443,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         return MinibatchLosses(*(value.detach() for value in losses)), gradients
 
     def _losses(self, data: ChainRolloutSamples, coefficients: Coefficients) -> MinibatchLosses:
-        clip_range, vf_coef, clip_range_vf, ent_coef, reference_kl_coef = coefficients
+        clip_range, vf_coef, clip_range_vf, ent_coef, reference_kl_coef, kl_bound = coefficients
         steps = self._choose_steps(len(data.packed))
         if steps is not None:
             data = data.at(steps)
@@ -416,10 +478,15 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             loss = loss + reference_kl_coef * divergence / scale
             reference_kl = (self.policy.actor.diffusion_steps + 1) * divergence
 
+        divergences = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
+        if kl_bound is not None:
+            # Of the whole chain: the decisions' divergences add up.
+            chain_kl = self._mean_over_decisions(divergences) * (self.policy.actor.diffusion_steps + 1)
+            penalty = trust_region_losses(chain_kl, kl_bound, self.log_kl_coef)  # type: ignore[arg-type]
+            loss = loss + penalty["kl_loss"] + penalty["kl_coef_loss"] - penalty["kl_coef_loss"].detach()
         with th.no_grad():
-            kl = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
             outside = ((ratio - 1).abs() > clip_range).float()
-            kl, clip_fraction = self._per_decision(th.stack([kl, outside]), steps)
+            kl, clip_fraction = self._per_decision(th.stack([divergences, outside]), steps)
         return MinibatchLosses(loss, policy_loss, value_loss, kl, clip_fraction, reference_kl)
 
     def _reference_divergence(self, data: ChainRolloutSamples, kernels: DecisionKernels) -> th.Tensor:
@@ -450,8 +517,22 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
         self.logger.record("train/ent_coef", buffer.ent_coef)
+        self.logger.record("train/smallest_std", buffer.recorded.log_std.min().exp().item())
+        self.logger.record("train/saturated_actions", self._saturated_share(buffer.recorded.chains[..., 0, :]))
+        if self.log_kl_coef is not None:
+            self.logger.record("train/kl_coef", self.log_kl_coef.exp().item())
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _saturated_share(self, actions: th.Tensor) -> float:
+        """Share of components of ``a^0`` within a hundredth of the box's bound, or, where nothing squashes them, beyond it."""
+        if self.policy.squash_output:
+            return (th.tanh(actions).abs() > 0.99).float().mean().item()
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = (
+            th.as_tensor(bound.flatten(), device=actions.device) for bound in (self.action_space.low, self.action_space.high)
+        )
+        return ((actions < low) | (actions > high)).float().mean().item()
 
     def _choose_steps(self, batch_size: int) -> th.Tensor | None:
         """(B, κ) diffusion steps, κ different ones for each row; None for all."""
@@ -500,9 +581,10 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        if self.ent_coef_optimizer is not None:
-            return [*state_dicts, "ent_coef_optimizer"], [*tensors, "log_ent_coef"]
+        for name in ("ent_coef", "kl_coef"):
+            if getattr(self, f"{name}_optimizer") is not None:
+                state_dicts, tensors = [*state_dicts, f"{name}_optimizer"], [*tensors, f"log_{name}"]
         return state_dicts, tensors
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "ent_coef_optimizer", "_minibatch_step"]
+        return [*super()._excluded_save_params(), "ent_coef_optimizer", "kl_coef_optimizer", "_minibatch_step"]

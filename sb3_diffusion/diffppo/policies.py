@@ -47,23 +47,21 @@ class ChainEvaluation(NamedTuple):
     kernels: DecisionKernels
 
 
-class RecordedChains(NamedTuple):
+class ActedChains(NamedTuple):
     """
-    B sampled ``chains`` (B, K + 1, d), ``a^0 … a^K``, with what the policy that sampled them made of all their decisions:
-    ``values`` (B, K + 1), ``V(s, a^k, k)`` and in the last column ``V(s)``; and the fields of
-    :class:`~sb3_diffusion.diffppo.actor.DecisionKernels`.
+    What the policy did: ``values`` (B, K + 1), ``V(s, a^k, k)`` and in the last column ``V(s)``, and the fields of
+    :class:`~sb3_diffusion.diffppo.actor.ActedDecisions`, first of them the ``chains`` (B, K + 1, d).
     """
 
-    chains: th.Tensor
     values: th.Tensor
-    mean: th.Tensor
-    log_std: th.Tensor
-    log_prob: th.Tensor
-    noising_log_prob: th.Tensor
-
-    @property
-    def kernels(self) -> DecisionKernels:
-        return DecisionKernels(*self[2:])
+    chains: th.Tensor
+    drift: th.Tensor
+    log_scale: th.Tensor
+    location: th.Tensor
+    readout_log_scale: th.Tensor
+    retain: th.Tensor
+    noise_std: th.Tensor
+    drift_scale: th.Tensor
 
 
 class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, BoxScalingMixin, ActorCriticPolicy):
@@ -72,8 +70,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
 
     Parameters not listed are those of :class:`stable_baselines3.common.policies.ActorCriticPolicy`; the diffusion's own are
-    explained in :class:`~sb3_diffusion.common.actor.DiffusionActor`, ``finetune_steps`` in
-    :class:`~sb3_diffusion.diffppo.actor.ChainActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says
+    explained in :class:`~sb3_diffusion.diffppo.actor.ChainActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says
     otherwise.
 
     :param squash_output: actions are ``tanh(a^0)``, rescaled to the box; else ``a^0`` itself, clipped to the box as PPO's are
@@ -81,6 +78,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
     :param use_expln: only for gSDE, without effect
     :param log_std_init: initial log-scale of the read-out, from -20 to 2; must be 0 without the state-dependent one
     :param net_arch: as in SB3, with 64 x 64 as the default for images too
+    :param min_std: floor of the standard deviation of every decision, 0 for none: an update cannot make the policy sharper
     :param features_extractor_class: None: ``FlattenExtractor``, or what a subclass names as its default
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
@@ -117,6 +115,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
         finetune_steps: int | None = None,
+        min_std: float = 0.0,
     ) -> None:
         refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
@@ -131,6 +130,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
             finetune_steps=finetune_steps,
+            min_std=min_std,
         )
         warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
@@ -253,27 +253,30 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
 
     def forward(  # type: ignore[override]
         self, obs: PyTorchObs, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor, RecordedChains]:
+    ) -> tuple[th.Tensor, th.Tensor, ActedChains]:
         """
         What SB3 collects rollouts with.
 
         :param obs: observations
         :param deterministic: a mode of the policy instead of a sample
         :return: actions (B, *action shape), in [-1, 1] if squashed; ``V(s)`` (B, 1); in the place of a log-probability the
-            chains with their values and kernels, all nan if deterministic: a mode has none
+            chains, with their values and what they were decided by, all nan if deterministic: a mode has none
         """
         pi_features, vf_features = self._both_features(obs)
         if deterministic:
-            actions = self.actor.mode(pi_features)
-            shape = (actions.shape[0], self.actor.diffusion_steps + 1)
-            row, rows = actions.new_full(shape, th.nan), actions.new_full((*shape, self.actor.action_dim), th.nan)
-            values, record = self._state_values(vf_features), RecordedChains(rows, row, rows, rows, row, row)
+            actions, values = self.actor.mode(pi_features), self._state_values(vf_features)
+            acted = self._no_chains(actions)
         else:
-            chains, *kernels = self.actor.sample_decisions(pi_features)
-            actions = self.actor.squash(chains[:, 0])
-            record = RecordedChains(chains, self._decision_values(vf_features, decisions_of(chains)), *kernels)
-            values = record.values[:, -1:]
-        return actions.reshape(-1, *self.action_space.shape), values, record  # type: ignore[misc]
+            decided = self.actor.act(pi_features)
+            actions = self.actor.squash(decided.chains[:, 0])
+            acted = ActedChains(self._decision_values(vf_features, decisions_of(decided.chains)), *decided)
+            values = acted.values[:, -1:]
+        return actions.reshape(-1, *self.action_space.shape), values, acted  # type: ignore[misc]
+
+    def _no_chains(self, actions: th.Tensor) -> ActedChains:
+        n, steps, dim = actions.shape[0], self.actor.diffusion_steps, self.actor.action_dim
+        shapes = [(n, steps + 1), (n, steps + 1, dim), (n, steps, dim), (n, steps, dim), (n, dim), (dim,), *[(steps, 1)] * 3]
+        return ActedChains(*(actions.new_full(shape, th.nan) for shape in shapes))
 
     def _state_values(self, features: th.Tensor) -> th.Tensor:
         """``V(s)`` (B, 1), before the first decision."""

@@ -16,6 +16,7 @@ from sb3_diffusion.diffusion.kernels import (
     reverse_step,
     squashed_readout,
     telescoped_log_ratio,
+    with_floor,
 )
 from sb3_diffusion.diffusion.mode import find_mode, mode_noise, mode_of_samples, probe_noise, probe_residual
 from sb3_diffusion.diffusion.schedule import (
@@ -64,4 +65,5 @@ __all__ = [
     "sample_latents",
     "squashed_readout",
     "telescoped_log_ratio",
+    "with_floor",
 ]

@@ -136,6 +136,16 @@ def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, othe
     return (log_ratio + 0.5 * (scaled - 1)).sum(dim=-1)
 
 
+def with_floor(log_std: th.Tensor, log_floor: th.Tensor) -> th.Tensor:
+    """
+    The logarithm of ``√(σ² + floor²)``: never below the floor, and with a gradient everywhere, which a maximum has not.
+
+    :param log_std: ``log σ``
+    :param log_floor: broadcastable to the same shape
+    """
+    return 0.5 * th.logaddexp(2 * log_std, 2 * log_floor)
+
+
 def telescoped_log_ratio(latents: th.Tensor, signal: th.Tensor, prior_std: float) -> th.Tensor:
     """
     ``E[Σ_{j≤k} ℓ_j | x^k] = Σ_dims ½ (1 - ρ_k²) (x²/ν² - 1)`` of a chain whose heads are zero: by detailed balance the

@@ -12,12 +12,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.critics import TwinCritics
 from sb3_diffusion.common.objectives import WASSERSTEIN, Objective
-from sb3_diffusion.common.objectives.wasserstein import (
-    ACTION_GRADIENTS,
-    KL_COEF_LEARNING_RATE,
-    MAX_LOG_KL_COEF,
-    MIN_LOG_KL_COEF,
-)
+from sb3_diffusion.common.objectives.wasserstein import ACTION_GRADIENTS
+from sb3_diffusion.common.trust_region import keep_in_range, make_multiplier
 from sb3_diffusion.common.validation import check_choice, check_number, wants_sde, with_hints, without_sde
 from sb3_diffusion.demonstrations.off_policy import OffPolicyPretrainingMixin
 from sb3_diffusion.diffwpo.policies import CnnPolicy, DiffusionWPOPolicy, MlpPolicy, MultiInputPolicy
@@ -155,8 +151,7 @@ class DiffWPO(OffPolicyPretrainingMixin, TwinCritics, SAC):
     def _setup_model(self) -> None:
         super()._setup_model()
         # Also without a trust region, so that a model that has one loads into one that has none.
-        self.log_kl_coef = th.zeros(1, device=self.device).requires_grad_(True)
-        self.kl_coef_optimizer = th.optim.Adam([self.log_kl_coef], lr=KL_COEF_LEARNING_RATE, fused=True)
+        self.log_kl_coef, self.kl_coef_optimizer = make_multiplier(self.device)
 
     def _improvement_optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = super()._improvement_optimizers()
@@ -165,7 +160,7 @@ class DiffWPO(OffPolicyPretrainingMixin, TwinCritics, SAC):
     def _update_targets(self, gradient_step: int) -> None:
         super()._update_targets(gradient_step)
         if self.target_kl is not None:
-            self.log_kl_coef.detach().clamp_(MIN_LOG_KL_COEF, MAX_LOG_KL_COEF)
+            keep_in_range(self.log_kl_coef)
         if (self._n_updates + gradient_step + 1) % self.target_actor_interval == 0:
             self.actor_target.load_state_dict(self.actor.state_dict())
 

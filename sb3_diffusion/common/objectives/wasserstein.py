@@ -1,6 +1,5 @@
 """Wasserstein policy optimisation (arXiv 2505.00663), one reverse step at a time."""
 
-import math
 from typing import Any
 
 import torch as th
@@ -9,13 +8,10 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.chains import KeptLatents, SampledChains, TensorOrDict
 from sb3_diffusion.common.objectives.base import Objective
 from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
+from sb3_diffusion.common.trust_region import trust_region_losses
 from sb3_diffusion.diffusion import gaussian_kl, gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
 
 ACTION_GRADIENTS = ("identity", "cube_root")
-# The multiplier of the trust region must follow within one interval of the older actor: MPO's step size for it
-# (arXiv 1806.06920), and bounds from which it comes back.
-KL_COEF_LEARNING_RATE = 1e-2
-MIN_LOG_KL_COEF, MAX_LOG_KL_COEF = math.log(1e-2), math.log(1e4)
 
 
 class DecisionKernel:
@@ -71,7 +67,7 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
     value = (ent_coef * log_ratios - q_values).detach()
     losses = {"actor_loss": mean_over_steps(loss - loss.detach() + value, levels.n_last, model.actor.diffusion_steps)}
     if model.target_kl is not None:
-        losses.update(trust_region_losses(model, states, kernel, kept))
+        losses.update(distance_to_older_actor(model, states, kernel, kept))
     return losses
 
 
@@ -91,16 +87,11 @@ def chain_kl(other: DiffusionActor, states: TensorOrDict, kernel: DecisionKernel
     return other.diffusion_steps * mean_over_steps(divergences, kernel.n_last, other.diffusion_steps)
 
 
-def trust_region_losses(model: Any, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents) -> dict[str, th.Tensor]:
+def distance_to_older_actor(
+    model: Any, states: TensorOrDict, kernel: DecisionKernel, kept: KeptLatents
+) -> dict[str, th.Tensor]:
     """The divergence from the older actor times its multiplier, and the multiplier's own loss."""
-    kl = chain_kl(model.actor_target, states, kernel, kept)
-    kl_coef = model.log_kl_coef.exp().squeeze()
-    return {
-        "kl": kl.detach(),
-        "kl_coef": kl_coef.detach(),
-        "kl_loss": kl_coef.detach() * kl,
-        "kl_coef_loss": -(model.log_kl_coef * (kl.detach() - model.target_kl)).squeeze(),
-    }
+    return trust_region_losses(chain_kl(model.actor_target, states, kernel, kept), model.target_kl, model.log_kl_coef)
 
 
 WASSERSTEIN = Objective(wasserstein_losses, uses_diffusion_value=True)
