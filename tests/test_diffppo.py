@@ -680,6 +680,9 @@ def test_the_floor_is_in_every_sample_and_not_in_the_mode() -> None:
         assert (log_std[0] + actor.readout(many)[1][0]).exp().min() > 0.2999
         # Location and scale of the read-out are those of the mode too: with the scale far above the floor it moves by little.
         th.testing.assert_close(actor.mode(features), without.actor.mode(features), rtol=0, atol=0.1)
+        # The chains that it is found with have the noise of the network alone.
+        ends = [one._ends(one.denoiser.condition(features), one.mode_noise) for one in (actor, without.actor)]
+        th.testing.assert_close(*ends)
         denoise = actor.denoise(actor.denoiser.condition(features), latents[:1], 1)
         assert denoise[1].max() < -9 and actor.reverse_heads(actor.denoiser.condition(features), latents[:1], 1)[1].min() > 0
 
