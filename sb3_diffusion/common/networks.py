@@ -89,7 +89,7 @@ class StepConditionedMLP(nn.Module):
         :param features: (B, features_dim)
         :return: a function of latents (B, d) and k, one integer, that returns (B, output_dim)
         """
-        conditions = (self.condition(features) + self.step_table.weight.unsqueeze(1)).unbind()
+        conditions = (self.state_layer(features) + self.step_table.weight.unsqueeze(1)).unbind()
         weight, scale, layers = self.latent_weight, 1 / self.prior_std, layer_functions(self.body)
 
         def at_step(latents: th.Tensor, k: int) -> th.Tensor:
@@ -148,6 +148,11 @@ class PartlyFrozenMLP(StepConditionedMLP):
 
     def condition(self, features: th.Tensor) -> th.Tensor:
         return th.cat([super().condition(features), self.frozen.condition(features)], dim=-1)
+
+    def along_chains(self, features: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        own, frozen = super().along_chains(features), self.frozen.along_chains(features)
+        last = self.step_table.num_embeddings if self.thawed else self.learned_steps
+        return lambda latents, k: own(latents, k) if k <= last else frozen(latents, k)
 
     def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> th.Tensor:
         own, frozen = condition.chunk(2, dim=-1)
