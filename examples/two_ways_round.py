@@ -9,8 +9,8 @@ behind it).
 2. Two policies imitate it by maximum likelihood, with the same data, epochs and networks: DiffSAC's diffusion policy
    (``model.pretrain``) and the squashed Gaussian of Stable-Baselines3's SAC.
 3. Both are fine-tuned with the reward of arriving, half of each batch being demonstrations (DemonstrationReplayBuffer); the
-   critics first learn from demonstrations alone.
-4. One way is blocked, which the policies cannot see, and they learn on from new experience alone.
+   critics first learn from demonstrations alone. DiffSAC is pulled to its imitator the while (``model.set_reference``).
+4. The way that a policy has come to prefer is blocked, which it cannot see, and it learns on from new experience alone.
 
 Leaves in --out, for each algorithm and seed, a JSON file (success, share of the episodes that pass on the left, steps to the
 goal at each stage and along the fine-tuning) and the trajectories, and besides two_ways_round.csv and two_ways_round.png. A
@@ -20,16 +20,14 @@ finished run is not repeated.
 import argparse
 import copy
 import csv
-import json
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch as th
-from joblib import Parallel, delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -43,10 +41,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
-from sb3_diffusion.envs.two_ways_round import LEFT, TwoWaysRound, WaypointController
+from sb3_diffusion.envs.two_ways_round import LEFT, RIGHT, TwoWaysRound, WaypointController
+from sb3_diffusion.experiments.folders import read_json, write_json
 from sb3_diffusion.experiments.provenance import provenance
 
 ENV_ID = "TwoWaysRound-v0"
@@ -54,6 +52,8 @@ DATASET_ID = "two-ways-round/waypoints-v0"
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"diffsac": DiffSAC, "sac": SAC}
 # An update of the actor for every two of the critics, which SAC does not know
 OWN_SETTINGS: dict[str, dict[str, Any]] = {"diffsac": dict(policy_delay=2), "sac": {}}
+# Of the pull to the imitator during the fine-tuning, which SAC does not know either, in rewards per nat
+KL_COEF = 0.001
 LABELS = {"diffsac": "DiffSAC, diffusion", "sac": "SAC, Gaussian"}
 IMITATION: dict[str, Any] = dict(batch_size=256, learning_rate=1e-3)
 LEARNING_RATE = 3e-4
@@ -65,8 +65,8 @@ STAGES = {
     "demonstrations": "demonstrations",
     "imitation": "imitation",
     "fine-tuned": "fine-tuned",
-    "blocked": "left blocked",
-    "adapted": "left blocked, {adaptation} steps later",
+    "blocked": "one way blocked",
+    "adapted": "{adaptation} steps later",
 }
 
 
@@ -138,14 +138,18 @@ def demonstrate(n_episodes: int, seed: int = 0) -> None:
         raise ValueError(f"--episodes {n_episodes}: {DATASET_ID} is there with {found.n_episodes}; choose another --out")
 
 
+def way_of(path: np.ndarray) -> int:
+    """On which side a path (T, 2) that arrives crosses the middle of the wall."""
+    return RIGHT if path[(path[:, 1] > 0).argmax(), 0] > 0 else LEFT
+
+
 def summary(demonstrations: Demonstrations) -> Rollouts:
     """The demonstrations as rollouts."""
     rows = zip(demonstrations.episode_starts, demonstrations.episode_ends, strict=True)
     assert isinstance(demonstrations.observations, dict) and isinstance(demonstrations.final_observations, dict)
     positions, last = demonstrations.observations["achieved_goal"], demonstrations.final_observations["achieved_goal"]
     paths = [np.concatenate([positions[start:end], last[i : i + 1]]) for i, (start, end) in enumerate(rows)]
-    # Where the path crosses the middle of the wall
-    ways = [int(np.sign(path[(path[:, 1] > 0).argmax(), 0])) for path in paths]
+    ways = [way_of(path) for path in paths]
     success = demonstrations.terminations[demonstrations.episode_ends - 1]
     return Rollouts(np.asarray(success), np.array(ways), demonstrations.episode_lengths, paths)
 
@@ -246,55 +250,62 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     imitate(model, demonstrations, options["epochs"], options["warm_up"], seed)
     stages["demonstrations"], stages["imitation"] = summary(demonstrations), roll_out(model, n_episodes)
 
+    if isinstance(model, DiffSAC):
+        model.set_reference(KL_COEF)
     callback = Curve(f"{run}, fine-tuning", options["every"], n_episodes // 2, None)
     model.learn(options["steps"], callback=callback)
     stages["fine-tuned"], curves["fine-tuning"] = roll_out(model, n_episodes), callback.rows
 
-    stages["blocked"] = roll_out(model, n_episodes, "left")
-    # Old experience and demonstrations go through what is a wall now.
+    # The way that it has come to prefer
+    blocked = "left" if stages["fine-tuned"].summary()["left"] >= 0.5 else "right"
+    stages["blocked"] = roll_out(model, n_episodes, blocked)
+    # Old experience and demonstrations go through what is a wall now, and so would the imitator.
     buffer: Any = model.replay_buffer
     buffer.reset()
     buffer.share = 0.0
-    model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked="left")))
-    callback = Curve(f"{run}, left blocked", max(1, options["adaptation"] // 8), n_episodes // 2, "left")
+    if isinstance(model, DiffSAC):
+        model.set_reference(None)
+    model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked=blocked)))
+    callback = Curve(f"{run}, {blocked} blocked", max(1, options["adaptation"] // 8), n_episodes // 2, blocked)
     model.learn(options["adaptation"], callback=callback)
-    stages["adapted"], curves["adaptation"] = roll_out(model, n_episodes, "left"), callback.rows
+    stages["adapted"], curves["adaptation"] = roll_out(model, n_episodes, blocked), callback.rows
 
     paths = {f"{stage}/{i}": path for stage, rollouts in stages.items() for i, path in enumerate(rollouts.paths)}
     ends = {f"{stage}/success": rollouts.success for stage, rollouts in stages.items()}
     np.savez_compressed(out / f"{name}_seed{seed}.npz", **paths, **ends)  # type: ignore[arg-type]
-    return {"stages": {stage: rollouts.summary() for stage, rollouts in stages.items()}, "curves": curves}
-
-
-def remembered(path: Path, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returned the first time; refused if it was with other settings."""
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        content = json.loads(path.read_text())
-        if content["settings"] != settings:
-            raise ValueError(f"{path} was made with {content['settings']}, not {settings}; delete it or choose another folder")
-        return content["result"]
-    result = compute()
-    with replacing(path, ".json") as temporary:
-        temporary.write_text(json.dumps({"settings": settings, **provenance(), "result": result}, indent=1) + "\n")
-    return result
+    return {"blocked": blocked, "stages": {stage: rollouts.summary() for stage, rollouts in stages.items()}, "curves": curves}
 
 
 def run_one(name: str, seed: int, options: dict[str, Any], out: Path) -> str:
-    settings = {"algorithm": name, "seed": seed, **options, **SETTINGS, **OWN_SETTINGS[name], "learning_rate": LEARNING_RATE}
-    result = remembered(out / f"{name}_seed{seed}.json", settings, lambda: train(name, seed, options, out))
+    settings = {
+        "algorithm": name,
+        "seed": seed,
+        **options,
+        **SETTINGS,
+        **OWN_SETTINGS[name],
+        "learning_rate": LEARNING_RATE,
+        "kl_coef": KL_COEF,
+    }
+    path = out / f"{name}_seed{seed}.json"
+    content = read_json(path)
+    if content is None:
+        content = {"settings": settings, **provenance(), "result": train(name, seed, options, out)}
+        write_json(path, content)
+    if content["settings"] != settings:
+        raise ValueError(f"{path} was made with {content['settings']}, not {settings}; delete it or choose another --out")
+    result = content["result"]
     stages = [f"  {stage}: {described(values)}" for stage, values in result["stages"].items()]
     return "\n".join([f"{name}, seed {seed}", *stages])
 
 
-def draw_map(panel: Axes, blocked: bool) -> None:
+def draw_map(panel: Axes, blocked: str | None) -> None:
     rows, columns = len(TwoWaysRound.MAP), len(TwoWaysRound.MAP[0])
-    for i, cells in enumerate(TwoWaysRound.MAP):
+    for i, cells in enumerate(TwoWaysRound.map_with(blocked)):
         for j, cell in enumerate(cells):
-            closed = blocked and (i, j) == (2, 1)
-            if cell == 1 or closed:
+            if cell == 1:
                 corner = (j - columns / 2, rows / 2 - i - 1)
-                panel.add_patch(Rectangle(corner, 1, 1, color="#8c8c8c" if closed else "#c4c4c4", linewidth=0))
+                colour = "#c4c4c4" if TwoWaysRound.MAP[i][j] == 1 else "#8c8c8c"
+                panel.add_patch(Rectangle(corner, 1, 1, color=colour, linewidth=0))
     panel.add_patch(Circle((0, 1), 0.45, color="#009e73", alpha=0.3, linewidth=0))
     panel.set(xlim=(-3, 3), ylim=(-2, 2), xticks=[], yticks=[], aspect="equal")
     for spine in panel.spines.values():
@@ -303,23 +314,23 @@ def draw_map(panel: Axes, blocked: bool) -> None:
 
 def draw(out: Path, algorithms: list[str], seed: int, options: dict[str, Any], n_paths: int = 60) -> None:
     """One row an algorithm, one panel a stage; paths on the left blue, on the right orange, those that fail grey."""
-    figure = Figure(figsize=(15, 0.6 + 2.15 * len(algorithms)), layout="constrained")
+    figure = Figure(figsize=(15, 0.4 + 2.0 * len(algorithms)), layout="constrained")
     panels = figure.subplots(len(algorithms), len(STAGES), squeeze=False)
     for row, name in zip(panels, algorithms, strict=True):
-        result = json.loads((out / f"{name}_seed{seed}.json").read_text())["result"]["stages"]
+        result = read_json(out / f"{name}_seed{seed}.json")["result"]
         with np.load(out / f"{name}_seed{seed}.npz") as data:
             for panel, stage in zip(row, STAGES, strict=True):
-                draw_map(panel, stage in ("blocked", "adapted"))
+                draw_map(panel, result["blocked"] if stage in ("blocked", "adapted") else None)
                 success = data[f"{stage}/success"]
                 for i in range(min(n_paths, len(success))):
                     path = data[f"{stage}/{i}"]
-                    side = path[(path[:, 1] > 0).argmax(), 0] if (path[:, 1] > 0).any() else 0
-                    colour = "#7f7f7f" if not success[i] else "#0072b2" if side < 0 else "#d55e00"
+                    colour = {LEFT: "#0072b2", RIGHT: "#d55e00"}[way_of(path)] if success[i] else "#7f7f7f"
                     panel.plot(*path.T, color=colour, linewidth=0.8, alpha=0.5)
-                values = result[stage]
-                panel.set_xlabel(
-                    f"arrives {values['success']:.0%}, left {values['left']:.0%}, {values['steps']:.0f} steps", fontsize=10
-                )
+                values = result["stages"][stage]
+                text = f"{values['success']:.0%} arrive"
+                if values["success"]:
+                    text += f" in {values['steps']:.0f} steps, {values['left']:.0%} left"
+                panel.set_xlabel(text, fontsize=10)
         row[0].set_ylabel(LABELS[name], fontsize=12)
     for panel, title in zip(panels[0], STAGES.values(), strict=True):
         panel.set_title(title.format(**options), fontsize=12)
@@ -332,7 +343,7 @@ def tabulate(out: Path, runs: list[tuple[str, int]]) -> None:
         writer = csv.writer(file)
         writer.writerow(["algorithm", "seed", "stage", "timesteps", *COLUMNS])
         for name, seed in runs:
-            result = json.loads((out / f"{name}_seed{seed}.json").read_text())["result"]
+            result = read_json(out / f"{name}_seed{seed}.json")["result"]
             rows = [(stage, "", values) for stage, values in result["stages"].items()]
             rows += [(curve, values["timesteps"], values) for curve, points in result["curves"].items() for values in points]
             for stage, timesteps, values in rows:
@@ -345,27 +356,17 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation (%(default)s)")
-    parser.add_argument(
-        "--warm-up", type=int, default=4000, help="updates of the critics before the fine-tuning (%(default)s)"
-    )
-    parser.add_argument("--steps", type=int, default=5000, help="environment steps of the fine-tuning (%(default)s)")
-    parser.add_argument(
-        "--every", type=int, default=500, help="steps between two evaluations of the fine-tuning (%(default)s)"
-    )
-    parser.add_argument(
-        "--adaptation", type=int, default=2000, help="environment steps with the left way blocked (%(default)s)"
-    )
-    parser.add_argument(
-        "--evaluation-episodes", type=int, default=200, help="of an evaluation; half of it along the way (%(default)s)"
-    )
+    parser.add_argument("--episodes", type=int, default=200, help="demonstrated episodes")
+    parser.add_argument("--epochs", type=int, default=100, help="passes over the demonstrations for imitation")
+    parser.add_argument("--warm-up", type=int, default=4000, help="updates of the critics before the fine-tuning")
+    parser.add_argument("--steps", type=int, default=4000, help="environment steps of the fine-tuning")
+    parser.add_argument("--every", type=int, default=500, help="steps between two evaluations of the fine-tuning")
+    parser.add_argument("--adaptation", type=int, default=2000, help="environment steps with one way blocked")
+    parser.add_argument("--evaluation-episodes", type=int, default=100, help="of an evaluation; half of it along the way")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), help="which to train")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each algorithm for each (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, with a CPU core each (%(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("two_ways_round"), help="folder for all that is written (%(default)s)"
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each algorithm for each")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, with a CPU core each")
+    parser.add_argument("--out", type=Path, default=Path("two_ways_round"), help="folder for all that is written")
     arguments = parser.parse_args()
     options = {name: value for name, value in vars(arguments).items() if isinstance(value, int) and name != "workers"}
     for name, value in options.items():
@@ -375,12 +376,8 @@ def main() -> None:
     os.environ["MINARI_DATASETS_PATH"] = str((arguments.out / "minari").resolve())
     demonstrate(arguments.episodes)
     runs = [(name, seed) for name in arguments.algorithms for seed in arguments.seeds]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    finished = Parallel(arguments.workers, return_as="generator_unordered")(
-        delayed(run_one)(name, seed, options, arguments.out) for name, seed in runs
-    )
-    for line in finished:
-        print(line, flush=True)
+    jobs = [joblib.delayed(run_one)(name, seed, options, arguments.out) for name, seed in runs]
+    print(*joblib.Parallel(n_jobs=arguments.workers)(jobs), sep="\n")
     tabulate(arguments.out, runs)
     draw(arguments.out, arguments.algorithms, arguments.seeds[0], options)
     print(f"wrote {arguments.out}/two_ways_round.csv and .png")

@@ -55,15 +55,24 @@ class TwoWaysRound(RenderedEnv, PointMazeEnv):
     metadata: ClassVar[dict[str, Any]] = {**RenderedEnv.metadata, "render_fps": 20}  # type: ignore[misc]
 
     def __init__(self, blocked: str | None = None, render_mode: str | None = None) -> None:
-        check_choice("blocked", blocked, (None, *WAYS.values()))
-        maze_map = [list(row) for row in self.MAP]
-        if blocked is not None:
-            maze_map[2][1 if blocked == "left" else 5] = 1
-        PointMazeEnv.__init__(self, maze_map=maze_map, continuing_task=False)
+        PointMazeEnv.__init__(self, maze_map=self.map_with(blocked), continuing_task=False)
         RenderedEnv.__init__(self, render_mode)
         self.point_env.frame_skip = self.FRAME_SKIP
         self._way = 0
         self._path: list[np.ndarray] = []
+
+    @classmethod
+    def map_with(cls, blocked: str | None) -> list[list[int | str]]:
+        """
+        :param blocked: as for the environment
+        :return: :attr:`MAP` with the further wall
+        :raises ValueError: for another ``blocked``
+        """
+        check_choice("blocked", blocked, (None, *WAYS.values()))
+        maze_map = [list(row) for row in cls.MAP]
+        if blocked is not None:
+            maze_map[2][1 if blocked == "left" else 5] = 1
+        return maze_map
 
     def _completed(self, observation: dict[str, np.ndarray], info: dict[str, Any]) -> dict[str, Any]:
         position = observation["achieved_goal"]
