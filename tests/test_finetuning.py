@@ -308,6 +308,11 @@ def heads(model: Any, k: int) -> th.Tensor:
     with th.no_grad():
         by_tensor = th.cat(actor.denoise(actor.denoiser.condition(features), latents, th.full((8,), k)))
         th.testing.assert_close(by_tensor, th.cat(actor.denoise(actor.denoiser.condition(features), latents, k)))
+        th.testing.assert_close(by_tensor, th.cat(actor._chain_denoiser(features)(latents, k)))
+        of_all = actor.denoise(
+            actor.denoiser.condition(features).unsqueeze(1), latents.unsqueeze(1).expand(-1, actor.diffusion_steps, -1), None
+        )
+        th.testing.assert_close(by_tensor, th.cat([head[:, k - 1] for head in of_all]))
     return by_tensor
 
 
