@@ -200,7 +200,10 @@ def imitate_with_a_gaussian(model: SAC, demonstrations: Demonstrations, n_epochs
 
 
 def described(values: dict[str, float]) -> str:
-    return f"arrives {values['success']:.0%}, of these {values['left']:.0%} on the left, after {values['steps']:.1f} steps"
+    text = f"{values['success']:.0%} arrive"
+    if values["success"]:
+        text += f" in {values['steps']:.0f} steps, {values['left']:.0%} left"
+    return text
 
 
 class Curve(BaseCallback):
@@ -326,11 +329,7 @@ def draw(out: Path, algorithms: list[str], seed: int, options: dict[str, Any], n
                     path = data[f"{stage}/{i}"]
                     colour = {LEFT: "#0072b2", RIGHT: "#d55e00"}[way_of(path)] if success[i] else "#7f7f7f"
                     panel.plot(*path.T, color=colour, linewidth=0.8, alpha=0.5)
-                values = result["stages"][stage]
-                text = f"{values['success']:.0%} arrive"
-                if values["success"]:
-                    text += f" in {values['steps']:.0f} steps, {values['left']:.0%} left"
-                panel.set_xlabel(text, fontsize=10)
+                panel.set_xlabel(described(result["stages"][stage]), fontsize=10)
         row[0].set_ylabel(LABELS[name], fontsize=12)
     for panel, title in zip(panels[0], STAGES.values(), strict=True):
         panel.set_title(title.format(**options), fontsize=12)

@@ -35,7 +35,7 @@ def test_the_example_leaves_stages_curves_paths_and_a_picture(
     monkeypatch.setattr(sys, "argv", ["two_ways_round.py", *FEW, "--out", str(tmp_path)])
     example.main()
     printed = capsys.readouterr().out
-    assert "sac, seed 0, fine-tuning, 10 steps: arrives" in printed and "  demonstrations: arrives 100%" in printed
+    assert "sac, seed 0, fine-tuning, 10 steps: " in printed and "  demonstrations: 100% arrive in" in printed
     result = json.loads((tmp_path / "sac_seed0.json").read_text())["result"]
     assert list(result["stages"]) == list(example.STAGES)
     assert [row["timesteps"] for row in result["curves"]["fine-tuning"]] == [0, 10, 20]
