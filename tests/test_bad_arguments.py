@@ -312,6 +312,13 @@ def test_algorithms_may_share_policy_kwargs() -> None:
     DiffPPO("MlpPolicy", StrictBoxEnv(), policy_kwargs=shared, device="cpu")
 
 
+def test_algorithms_may_share_replay_buffer_kwargs(make_model: MakeModel) -> None:
+    shared = dict(handle_timeout_termination=False)
+    make_model(replay_buffer_kwargs=shared, n_steps=3)
+    assert shared == dict(handle_timeout_termination=False)
+    make_model(replay_buffer_kwargs=shared)
+
+
 def test_beta_min_must_not_exceed_beta_max(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"beta_min=0\.3 must be <= beta_max=0\.2"):
         make_model(policy_kwargs=dict(beta_min=0.3))

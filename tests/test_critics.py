@@ -245,10 +245,10 @@ class ConstantReward(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return self.observation_space.sample(), {}
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
 
     def step(self, action):
-        return self.observation_space.sample(), 1.0, False, False, {}
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, False, {}
 
 
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO])

@@ -680,6 +680,9 @@ def test_the_floor_is_in_every_sample_and_not_in_the_mode() -> None:
         assert (log_std[0] + actor.readout(many)[1][0]).exp().min() > 0.2999
         # Location and scale of the read-out are those of the mode too: with the scale far above the floor it moves by little.
         th.testing.assert_close(actor.mode(features), without.actor.mode(features), rtol=0, atol=0.1)
+        # The chains that it is found with have the noise of the network alone.
+        ends = [one._ends(one.denoiser.condition(features), one.mode_noise) for one in (actor, without.actor)]
+        th.testing.assert_close(*ends)
         denoise = actor.denoise(actor.denoiser.condition(features), latents[:1], 1)
         assert denoise[1].max() < -9 and actor.reverse_heads(actor.denoiser.condition(features), latents[:1], 1)[1].min() > 0
 
@@ -765,6 +768,38 @@ def test_a_trust_region_can_be_changed_between_updates_and_bad_ones_are_refused(
     for name, value in (("trust_region", "clip"), ("trust_region_kl", 0.0), ("trust_region_kl", math.nan)):
         with pytest.raises(ValueError, match=name):
             make(**{name: value})
+
+
+@pytest.mark.parametrize("trust_region", ["penalty", "learning_rate"])
+def test_a_trust_region_waits_while_only_the_value_function_learns(trust_region: str) -> None:
+    model = make(trust_region=trust_region, value_warmup=1, learning_rate=3e-3).learn(16)
+    assert model.learning_rate_factor == 1 and (model.log_kl_coef is None or model.log_kl_coef.item() == 0)
+    model.learn(16)
+    assert model.learning_rate_factor != 1 or model.log_kl_coef.item() != 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("finetune_steps", [None, 2])
+def test_a_chain_through_the_network_is_the_network_at_each_step(finetune_steps: int | None) -> None:
+    actor = collect(make(policy_kwargs=dict(finetune_steps=finetune_steps))).policy.actor
+    features, latents = th.randn(6, 3), th.randn(6, 2)
+    with th.no_grad(), actor.all_steps_learn():
+        thawed = [actor.denoiser.along_chains(features)(latents, k) for k in (1, 2, 3, 4)]
+        for k, output in enumerate(thawed, start=1):
+            th.testing.assert_close(output, actor.denoiser(actor.denoiser.condition(features), latents, k))
+    scatter_weights(actor.denoiser, 0.3)
+    with th.no_grad():
+        at_step = actor.denoiser.along_chains(features)
+        for k in (1, 2, 3, 4):
+            th.testing.assert_close(at_step(latents, k), actor.denoiser(actor.denoiser.condition(features), latents, k))
+
+
+@pytest.mark.parametrize("part", ["denoiser", "denoiser.body", "denoiser.body.1"])
+def test_hooks_on_the_denoiser_see_every_step_of_acting(part: str) -> None:
+    policy, calls = make().policy, []
+    policy.actor.get_submodule(part).register_forward_hook(lambda *_: calls.append(1))
+    with th.no_grad():
+        policy(th.zeros(2, 3))
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("squash_output", [True, False])

@@ -274,5 +274,7 @@ def test_every_explained_key_of_training_is_logged() -> None:
     text = (ROOT / "docs" / "logged-values.md").read_text()
     small = dict(policy_kwargs=dict(net_arch=[16]))
     ppo = DiffPPO("MlpPolicy", StrictBoxEnv(), clip_range_vf=0.2, **(SMALL_ON_POLICY | small))
-    keys = logged_keys(DiffWPO("MlpPolicy", StrictBoxEnv(), **(SMALL | small))) | logged_keys(ppo)
+    wpo = DiffWPO("MlpPolicy", StrictBoxEnv(), **(SMALL | small))
+    wpo.set_reference(0.1)
+    keys = logged_keys(wpo) | logged_keys(ppo)
     assert set(re.findall(r"`(train/\w+)`", text)) <= keys

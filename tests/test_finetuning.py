@@ -238,7 +238,7 @@ def test_the_divergence_in_closed_form_is_that_of_samples(algorithm: Any) -> Non
         from sb3_diffusion.diffppo.actor import decisions_of
         from sb3_diffusion.diffusion import gaussian_kl
 
-        decisions = decisions_of(actor.sample_decisions(states).chains)
+        decisions = decisions_of(actor.act(states).chains)
         kernels, fixed = actor.evaluate_decisions(states, decisions), reference.evaluate_decisions(states, decisions)
         closed = gaussian_kl(fixed.mean, fixed.log_std, kernels.mean, kernels.log_std).sum(dim=1).mean().item()
         decided = th.addcmul(fixed.mean, fixed.log_std.exp(), th.randn_like(fixed.mean))
@@ -308,6 +308,11 @@ def heads(model: Any, k: int) -> th.Tensor:
     with th.no_grad():
         by_tensor = th.cat(actor.denoise(actor.denoiser.condition(features), latents, th.full((8,), k)))
         th.testing.assert_close(by_tensor, th.cat(actor.denoise(actor.denoiser.condition(features), latents, k)))
+        th.testing.assert_close(by_tensor, th.cat(actor._chain_denoiser(features)(latents, k)))
+        of_all = actor.denoise(
+            actor.denoiser.condition(features).unsqueeze(1), latents.unsqueeze(1).expand(-1, actor.diffusion_steps, -1), None
+        )
+        th.testing.assert_close(by_tensor, th.cat([head[:, k - 1] for head in of_all]))
     return by_tensor
 
 

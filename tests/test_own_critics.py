@@ -25,10 +25,10 @@ class AlwaysOne(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        return self.observation_space.sample(), {}
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return self.observation_space.sample(), 1.0, False, False, {}
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, False, {}
 
 
 class ScaledCritic(ContinuousCritic):

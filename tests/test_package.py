@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import resources
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def test_an_installed_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
             step[-1] = str(next((tmp_path / "wheels").glob("*.whl")))
         finished = run("-m", "pip", "--disable-pip-version-check", *step, "--no-deps", cwd=tmp_path)
         assert finished.returncode == 0, finished.stderr
+    with zipfile.ZipFile(next((tmp_path / "wheels").glob("*.whl"))) as wheel:
+        names = [Path(name) for name in wheel.namelist() if ".dist-info/" not in name]
+    assert {name.parts[0] for name in names} == {"sb3_diffusion"}
+    assert {name.suffix or name.name for name in names} == {".py", ".yml", ".txt", ".typed"}
     script = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import sb3_diffusion; from sb3_diffusion.zoo import ALGORITHMS, hyperparameter_file\n"

@@ -304,6 +304,12 @@ def test_the_table_holds_what_the_statistics_find_and_marks_what_differs(campaig
     assert "All: seeds 0–4." in text and "too short" not in text
 
 
+def test_seeds_with_many_digits_are_counted(campaign: Callable[..., Path]) -> None:
+    rows = [row for seed in range(5) for row in rows_of("a", "E", 10**9 + 7 * seed, 1)] + rows_of("b", "E", 10**9, 1)
+    comparison = Comparison(read([str(campaign(rows))]), ["deterministic_return"], "a")
+    assert (comparison.seeds("a"), comparison.seeds("b")) == ("5 seeds", "seed 1000000000")
+
+
 def test_the_table_says_where_there_is_no_interval_and_no_mean_over_tasks(campaign: Callable[..., Path]) -> None:
     rows = rows_of("a", "Pendulum-v1", 0, 1, x=np.nan) + rows_of("a", "Acrobot-v1", 0, 1, x=2.0)
     rows += rows_of("b", "Acrobot-v1", 0, 3, x=5.0) + rows_of("b", "Acrobot-v1", 1, 3, x=5.0)

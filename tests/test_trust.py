@@ -191,3 +191,23 @@ def test_the_same_seed_gives_the_same_weights_in_another_process_and_with_or_wit
     arguments = [str(Path(__file__).parent), algorithm.__name__, str(tmp_path / "state.pt")]
     subprocess.run([sys.executable, "-c", TRAIN, *arguments], check=True)
     assert not differing(here, th.load(tmp_path / "state.pt", weights_only=False))
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("beta_min", [0.05, 1e-8])
+def test_observations_in_the_thousands_are_learned_from_at_a_high_learning_rate(
+    algorithm: Any, seed: int, beta_min: float
+) -> None:
+    class Wide(StrictBoxEnv):
+        def _observation(self) -> np.ndarray:
+            return np.float32(self.np_random.uniform(-1e4, 1e4, 3))
+
+        def __init__(self) -> None:
+            super().__init__(episode_length=1)
+            self.observation_space = spaces.Box(-1e4, 1e4, (3,))
+
+    small = SMALL_ON_POLICY if algorithm is DiffPPO else SMALL
+    policy_kwargs = dict(net_arch=[8], beta_min=beta_min)
+    arguments = small | dict(learning_rate=1e-2, seed=seed)
+    assert trains_or_is_refused(algorithm("MlpPolicy", Wide(), policy_kwargs=policy_kwargs, **arguments))

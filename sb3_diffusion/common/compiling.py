@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch as th
-import torch._dynamo
 
 Result = TypeVar("Result")
 
@@ -62,6 +61,9 @@ class CompiledOrEager(Generic[Result]):
         if not self.failed:
             try:
                 if self.compiled is None:
+                    # Only here: it would make importing the library twice as long.
+                    import torch._dynamo
+
                     # PyTorch's own switch for torch.autograd.grad inside a compiled function (2.11 has it)
                     torch._dynamo.config.trace_autograd_ops = True
                     self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options={"fallback_random": True})

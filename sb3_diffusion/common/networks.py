@@ -12,14 +12,21 @@ from torch.nn import functional as F
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its ``forward``."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
+
+
 def layer_functions(layers: nn.Sequential) -> list[Callable[[th.Tensor], th.Tensor]]:
     """
     The layers as plain functions. ``nn.Module.__call__`` and the look-up of weights take as long as a small layer does for one
-    state, which is what a policy acts on; layers with hooks stay as they are.
+    state, which is what a policy acts on; what has hooks stays as it is.
     """
+    if hooked(layers):
+        return [layers]
     functions: list[Callable[[th.Tensor], th.Tensor]] = []
     for layer in layers:
-        if any(getattr(layer, hooks) for hooks in HOOKS):
+        if hooked(layer):
             functions.append(layer)
         elif type(layer) is nn.Linear:
             functions.append(partial(F.linear, weight=layer.weight, bias=layer.bias))
@@ -89,7 +96,10 @@ class StepConditionedMLP(nn.Module):
         :param features: (B, features_dim)
         :return: a function of latents (B, d) and k, one integer, that returns (B, output_dim)
         """
-        conditions = (self.condition(features) + self.step_table.weight.unsqueeze(1)).unbind()
+        if hooked(self):
+            condition = self.condition(features)
+            return lambda latents, k: self(condition, latents, k)
+        conditions = (self.state_layer(features) + self.step_table.weight.unsqueeze(1)).unbind()
         weight, scale, layers = self.latent_weight, 1 / self.prior_std, layer_functions(self.body)
 
         def at_step(latents: th.Tensor, k: int) -> th.Tensor:
@@ -148,6 +158,13 @@ class PartlyFrozenMLP(StepConditionedMLP):
 
     def condition(self, features: th.Tensor) -> th.Tensor:
         return th.cat([super().condition(features), self.frozen.condition(features)], dim=-1)
+
+    def along_chains(self, features: th.Tensor) -> Callable[[th.Tensor, int], th.Tensor]:
+        own = super().along_chains(features)
+        if self.thawed:
+            return own
+        frozen = self.frozen.along_chains(features)
+        return lambda latents, k: (own if k <= self.learned_steps else frozen)(latents, k)
 
     def forward(self, condition: th.Tensor, latents: th.Tensor, steps: th.Tensor | int | None) -> th.Tensor:
         own, frozen = condition.chunk(2, dim=-1)

@@ -97,6 +97,8 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, ReplayBuffer)):
             raise ValueError(f"replay_buffer_class={buffer_class!r} must be a subclass of ReplayBuffer, or None")
         check_dict("replay_buffer_kwargs", self.replay_buffer_kwargs)
+        # A copy: SB3 writes n_steps into a dictionary that others may share.
+        self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs or {})
         if not isinstance(self.action_noise, (ActionNoise, type(None))):
             raise ValueError(f"action_noise={self.action_noise!r} must be an ActionNoise or None")
         if isinstance(self.train_freq, tuple) and len(self.train_freq) != 2:

@@ -75,6 +75,9 @@ def read_description(path: str | pathlib.Path | io.BufferedIOBase) -> dict[str, 
             broken, members = archive.testzip(), archive.namelist()
             missing = [member for member in ("data", "policy.pth") if member not in members]
             description = {} if broken or missing else json.loads(archive.read("data"))
+    except zipfile.BadZipFile as error:
+        # SB3's words and why
+        raise ValueError(f"Error: the file {path} wasn't a zip-file, or is damaged: {error}") from error
     # zipfile has no one error for all that can be wrong with a file
     except Exception as error:
         raise ValueError(f"{path} is damaged, or no file of a model: {type(error).__name__}: {error}") from error
@@ -267,7 +270,8 @@ class SafeOffPolicySaveMixin(SafeSaveMixin, OffPolicyAlgorithm):
                 mark = file.read()
                 if mark.startswith(CHECKSUM_MARK) and mark != CHECKSUM_MARK + checksum_of(file, content):
                     raise ValueError(f"{path} is damaged: it is not what was saved")
-        earlier = self.replay_buffer
+        # Who loads one may have deleted the other.
+        earlier = getattr(self, "replay_buffer", None)
         try:
             super().load_replay_buffer(path, truncate_last_traj)
             loaded: Any = self.replay_buffer

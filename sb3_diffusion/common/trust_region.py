@@ -4,9 +4,12 @@ import math
 
 import torch as th
 
+from sb3_diffusion.diffusion import gaussian_kl
+
 # The multiplier must follow within one interval of the older policy: MPO's step size for it, and bounds from which it comes
 # back.
 KL_COEF_LEARNING_RATE = 1e-2
+LARGE_DIVERGENCE = 1e4  # nats of one reverse step
 MIN_LOG_KL_COEF, MAX_LOG_KL_COEF = math.log(1e-2), math.log(1e4)
 
 
@@ -17,6 +20,19 @@ def make_multiplier(device: th.device) -> tuple[th.Tensor, th.optim.Adam]:
     """
     log_kl_coef = th.zeros(1, device=device).requires_grad_(True)
     return log_kl_coef, th.optim.Adam([log_kl_coef], lr=KL_COEF_LEARNING_RATE, fused=True)
+
+
+def bounded_gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, other_log_std: th.Tensor) -> th.Tensor:
+    """
+    :func:`~sb3_diffusion.diffusion.gaussian_kl`, and beyond a divergence that no trust region allows its logarithm: the
+    direction of the gradient stays, and its size, which grows with the inverse variance of the kernels, does not overflow.
+    The parameters are the same.
+
+    :return: (…) in nats
+    """
+    kl = gaussian_kl(mean, log_std, other_mean, other_log_std)
+    logarithm = (kl.clamp(min=LARGE_DIVERGENCE) / LARGE_DIVERGENCE).log()
+    return th.where(kl > LARGE_DIVERGENCE, LARGE_DIVERGENCE * (1 + logarithm), kl)
 
 
 def trust_region_losses(kl: th.Tensor, bound: float | th.Tensor, log_kl_coef: th.Tensor) -> dict[str, th.Tensor]:

@@ -199,7 +199,7 @@ def wants_sde(use_sde: bool, policy_kwargs: Any) -> bool:
 
 def check_common_arguments(model: Any) -> None:
     """
-    Refuse what none of the algorithms takes.
+    Refuse what none of the algorithms takes. NumPy's numbers become Python's, the only ones that SB3's schedules take.
 
     :param model: an algorithm before its setup
     :raises ValueError: naming argument, value and what is allowed
@@ -208,6 +208,9 @@ def check_common_arguments(model: Any) -> None:
         raise ValueError(f"use_sde=True: gSDE is not supported by {type(model).__name__}; allowed: use_sde=False")
     given = {name: (getattr(model, name, default), default) for name, default in SDE_ARGUMENTS.items()}
     warn_without_effect(**given)
+    for name in ("learning_rate", "clip_range", "clip_range_vf", "ent_coef"):
+        if isinstance(value := getattr(model, name, None), np.number):
+            setattr(model, name, value.item())
     if callable(model.learning_rate):
         check_schedule("learning_rate", model.learning_rate)
     else:

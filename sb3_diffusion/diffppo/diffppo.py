@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
@@ -20,7 +19,7 @@ from sb3_diffusion.common.compiling import CompiledOrEager
 from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
-from sb3_diffusion.common.trust_region import keep_in_range, make_multiplier, trust_region_losses
+from sb3_diffusion.common.trust_region import bounded_gaussian_kl, keep_in_range, make_multiplier, trust_region_losses
 from sb3_diffusion.common.validation import (
     check_choice,
     check_common_arguments,
@@ -37,7 +36,6 @@ from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
 from sb3_diffusion.diffppo.actor import DecisionKernels
 from sb3_diffusion.diffppo.buffers import ChainRolloutBuffer, ChainRollouts, ChainRolloutSamples, DictChainRolloutBuffer
 from sb3_diffusion.diffppo.policies import CnnPolicy, DiffusionActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_diffusion.diffusion import gaussian_kl
 
 SelfDiffPPO = TypeVar("SelfDiffPPO", bound="DiffPPO")
 
@@ -239,10 +237,6 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
                 "ChainRolloutBuffer, for Dict observations of DictChainRolloutBuffer"
             )
         check_dict("rollout_buffer_kwargs", self.rollout_buffer_kwargs)
-        for name in ("learning_rate", "clip_range", "clip_range_vf", "ent_coef"):
-            # SB3's schedules take Python's numbers only.
-            if isinstance(value := getattr(self, name), np.number):
-                setattr(self, name, float(value))
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -331,7 +325,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         self.rollout_buffer.change_ent_coef(self._current_ent_coef())
         coefficients = self._current_coefficients()
         optimizers: list[th.optim.Optimizer] = [self.policy.optimizer]
-        if self.kl_coef_optimizer is not None:
+        if self.kl_coef_optimizer is not None and not self._warming_up():
             optimizers.append(self.kl_coef_optimizer)
         policy_parameters = self._parameters_to_train()
         parameters = [*policy_parameters, *trainable(optimizers[1:])]
@@ -362,7 +356,8 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             if not continue_training:
                 break
 
-        if self._n_trained_rollouts >= self.value_warmup:
+        warming_up = self._warming_up()
+        if not warming_up:
             self._update_temperature()
         self._n_trained_rollouts += 1
         self.mean_losses({name: [getattr(losses, name) for losses in logged] for name in MinibatchLosses._fields[:3]})
@@ -370,16 +365,20 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         # As in PPO, the divergence is that of the last epoch.
         last_kl = th.stack([losses.kl for losses in logged[first_of_epoch:]]).nanmean(dim=0)
         self._log(means._replace(kl=last_kl))
-        if self.trust_region == "learning_rate":
+        if self.trust_region == "learning_rate" and not warming_up:
             self._follow_divergence(last_kl.nanmean().item() * len(last_kl))
         for name in ("clip_range", "clip_range_vf"):
             if (value := getattr(coefficients, name)) is not None:
                 self.logger.record(f"train/{name}", value.item())
 
+    def _warming_up(self) -> bool:
+        """Whether only the value function learns from this rollout: the policy stays, and whatever follows its divergence."""
+        return self._n_trained_rollouts < self.value_warmup
+
     def _parameters_to_train(self) -> list[th.Tensor]:
         """The policy's parameters; during the value warm-up those of the critic alone, and the others lose their gradients."""
         parameters = trainable([self.policy.optimizer])
-        if self._n_trained_rollouts >= self.value_warmup:
+        if not self._warming_up():
             return parameters
         critic = {id(parameter) for parameter in self.policy.critic.parameters()}
         if not self.policy.share_features_extractor:
@@ -478,7 +477,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
             loss = loss + reference_kl_coef * divergence / scale
             reference_kl = (self.policy.actor.diffusion_steps + 1) * divergence
 
-        divergences = gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
+        divergences = bounded_gaussian_kl(data.old_means, data.old_log_stds, kernels.mean, kernels.log_std)
         if kl_bound is not None:
             # Of the whole chain: the decisions' divergences add up.
             chain_kl = self._mean_over_decisions(divergences) * (self.policy.actor.diffusion_steps + 1)
@@ -495,7 +494,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         with th.no_grad():
             features = reference.extract_features(data.observations, reference.features_extractor)
             fixed = reference.evaluate_decisions(features, data.decisions)
-        return self._mean_over_decisions(gaussian_kl(fixed.mean, fixed.log_std, kernels.mean, kernels.log_std))
+        return self._mean_over_decisions(bounded_gaussian_kl(fixed.mean, fixed.log_std, kernels.mean, kernels.log_std))
 
     def _log(self, means: MinibatchLosses) -> None:
         self.logger.record("train/loss", means.loss.item())

@@ -131,7 +131,8 @@ def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, othe
     :return: (…) in nats
     """
     log_ratio = other_log_std - log_std
-    distance = (mean - other_mean) / other_log_std.exp()
+    # Its square is finite in float32.
+    distance = ((mean - other_mean) / other_log_std.exp()).clamp(-1e18, 1e18)
     scaled = th.addcmul(th.exp(-2 * log_ratio), distance, distance)
     return (log_ratio + 0.5 * (scaled - 1)).sum(dim=-1)
 

@@ -179,7 +179,9 @@ def find_mode(
 
     def probe(chunk: th.Tensor) -> th.Tensor:
         ends = sample(chunk, probes)
-        return th.cat([ends.mean(dim=0), unexplained_share(ends, residual).unsqueeze(1)], dim=1)
+        # By pairs, which cancel exactly where the policy is symmetric
+        mean = (ends[: N_PROBES // 2] + ends[N_PROBES // 2 :]).mean(dim=0) / 2
+        return th.cat([mean, unexplained_share(ends, residual).unsqueeze(1)], dim=1)
 
     probed = in_chunks(probe, states, PROBED_STATES)
     centre, unexplained = probed[:, :-1], probed[:, -1]

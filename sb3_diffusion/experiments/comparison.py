@@ -19,6 +19,7 @@ from sb3_diffusion.experiments.statistics import (
 )
 
 RETURNS = ("deterministic_return", "sampled_return")
+LONGEST_SEEDS = 40  # letters
 
 
 def words(column: str) -> str:
@@ -141,12 +142,15 @@ class Comparison:
         return self.against_baseline(probability_of_improvement, variant, environments, metric)
 
     def seeds(self, variant: str) -> str:
-        """:return: the seeds of a variant's finished runs, with a stroke between those of different tasks"""
+        """:return: the seeds of a variant's finished runs, with strokes between those of different tasks; if long, how many"""
         seeds = [[run.seed for run in self.select(variant, environment)] for environment in self.environments]
         different = unique(ranges(numbers) for numbers in seeds if numbers)
         if not different:
             return "no finished run"
-        return f"{'seed' if max(map(len, seeds)) == 1 and len(different) == 1 else 'seeds'} {' / '.join(different)}"
+        named = " / ".join(different)
+        if len(named) > LONGEST_SEEDS:  # rl-zoo3 draws seeds of ten digits
+            return f"{ranges(map(len, filter(None, seeds)))} seeds"
+        return f"{'seed' if max(map(len, seeds)) == 1 and len(different) == 1 else 'seeds'} {named}"
 
     def problems(self) -> list[str]:
         """:return: a sentence for everything that a reader of the numbers must know"""

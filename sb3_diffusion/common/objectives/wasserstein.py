@@ -8,8 +8,8 @@ from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.chains import KeptLatents, SampledChains, TensorOrDict
 from sb3_diffusion.common.objectives.base import Objective
 from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
-from sb3_diffusion.common.trust_region import trust_region_losses
-from sb3_diffusion.diffusion import gaussian_kl, gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
+from sb3_diffusion.common.trust_region import bounded_gaussian_kl, trust_region_losses
+from sb3_diffusion.diffusion import gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
 
 ACTION_GRADIENTS = ("identity", "cube_root")
 
@@ -83,7 +83,7 @@ def chain_kl(other: DiffusionActor, states: TensorOrDict, kernel: DecisionKernel
     """
     with th.no_grad():
         others = DecisionKernel(other, other.extract_features(states, other.features_extractor), kept)  # type: ignore[arg-type]
-    divergences = gaussian_kl(others.mean, others.log_std, kernel.mean, kernel.log_std)
+    divergences = bounded_gaussian_kl(others.mean, others.log_std, kernel.mean, kernel.log_std)
     return other.diffusion_steps * mean_over_steps(divergences, kernel.n_last, other.diffusion_steps)
 
 
