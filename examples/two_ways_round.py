@@ -14,7 +14,14 @@ behind it).
 
 Leaves in --out, for each algorithm and seed, a JSON file (success, share of the episodes that pass on the left, steps to the
 goal at each stage and along the fine-tuning) and the trajectories, and besides two_ways_round.csv and two_ways_round.png. A
-finished run is not repeated.
+finished run is not repeated. Takes some minutes of a core for each algorithm.
+
+What was found (one seed, 100 episodes an evaluation, examples/results/two_ways_round): both imitate without a failure, 46 %
+(diffusion) and 44 % (Gaussian) on the left, in 52 and 51 steps where the demonstrations take 48. After 4000 steps of
+fine-tuning neither ever fails. DiffSAC, pulled to its imitator, takes 44 steps and keeps both ways, 57 % on the left. Without
+the pull it takes 25 and keeps one, as SAC does. With its preferred way blocked DiffSAC arrives in 45 % of the episodes, in all
+of them after 750 further steps; SAC in none, and in 12 % after 2000. A pull three times as strong leaves both ways, but hardly
+makes them faster (48 steps). Without layer normalisation the critics lead through the wall, and the success is lost.
 """
 
 import argparse
