@@ -265,11 +265,12 @@ def test_a_critic_with_a_forward_of_its_own_is_used_through_it(algorithm: Any) -
     )  # fmt: skip
     model.learn(700)
     values = th.cat(model.critic(th.zeros(1, 2), th.zeros(1, 1)), dim=1)
-    assert values.flatten().tolist() == pytest.approx([2.0, 2.0], abs=0.2)
+    # Past its forward the critic would be trained to 20.
+    assert values.flatten().tolist() == pytest.approx([2.0, 2.0], abs=0.5)
     # The anchor and what the actor climbs are the same critic's.
     states = model._critic_states(model.critic, th.zeros(2, 2))
     for function in (model._action_values, model._anchor_values):
-        assert function(model.critic, states, th.zeros(2, 1)).tolist() == pytest.approx([2.0, 2.0], abs=0.2)
+        assert function(model.critic, states, th.zeros(2, 1)).tolist() == pytest.approx([2.0, 2.0], abs=0.5)
 
 
 class ForeignPolicy(DiffusionSACPolicy):
