@@ -263,14 +263,14 @@ def test_a_critic_with_a_forward_of_its_own_is_used_through_it(algorithm: Any) -
         Policy, ConstantReward(), seed=0, device="cpu", gamma=0.5, ent_coef=0.0, learning_rate=3e-3, learning_starts=20,
         batch_size=32, tau=0.05, policy_kwargs=dict(net_arch=[16]),
     )  # fmt: skip
-    model.learn(700)
+    model.learn(1_500)
     values = th.cat(model.critic(th.zeros(1, 2), th.zeros(1, 1)), dim=1)
     # Past its forward the critic would be trained to 20.
-    assert values.flatten().tolist() == pytest.approx([2.0, 2.0], abs=0.5)
+    assert values.flatten().tolist() == pytest.approx([2.0, 2.0], abs=0.2)
     # The anchor and what the actor climbs are the same critic's.
     states = model._critic_states(model.critic, th.zeros(2, 2))
     for function in (model._action_values, model._anchor_values):
-        assert function(model.critic, states, th.zeros(2, 1)).tolist() == pytest.approx([2.0, 2.0], abs=0.5)
+        assert function(model.critic, states, th.zeros(2, 1)).tolist() == pytest.approx([2.0, 2.0], abs=0.2)
 
 
 class ForeignPolicy(DiffusionSACPolicy):
