@@ -36,9 +36,11 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 from matplotlib.figure import Figure
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import polyak_update
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,7 +48,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_diffusion.common.critics.twin as twin_module
-from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.envs import AugmentedMDP
 from sb3_diffusion.experiments.provenance import processor, provenance
@@ -97,48 +99,65 @@ def milliseconds(work: Work, repeats: int = 1, device: str = "cpu") -> float:
 # speed, parts, prediction: the algorithms side by side
 
 
-def off_policy(algorithm: type[SAC], policy: Any, env: str, device: str, **kwargs: Any) -> SAC:
+OFF_POLICY: dict[str, Any] = {"DiffSAC": DiffSAC, "DiffWPO": DiffWPO, "DiffTQC": DiffTQC, "DiffCrossQ": DiffCrossQ}
+BASES: dict[str, type[BaseAlgorithm]] = {
+    "DiffSAC": SAC,
+    "DiffWPO": SAC,
+    "DiffTQC": TQC,
+    "DiffCrossQ": CrossQ,
+    "DiffPPO": PPO,
+    "full chain": SAC,
+}
+
+
+def off_policy(
+    algorithm: Any, policy: Any, args: argparse.Namespace, diffusion_steps: int = 0, **kwargs: Any
+) -> BaseAlgorithm:
     """A model that has taken its first gradient steps."""
-    model = algorithm(policy, make_vec_env(env, seed=0), seed=0, device=device, learning_starts=WARM_UP, **kwargs)
-    return model.learn(WARM_UP + 10)
+    policy_kwargs: dict[str, Any] = {"diffusion_steps": diffusion_steps} if diffusion_steps else {}
+    if issubclass(algorithm, CrossQ):
+        policy_kwargs["net_arch"] = {"pi": [256, 256], "qf": [args.crossq_width] * 2}
+    kwargs |= dict(env=make_vec_env(args.env, seed=0), seed=0, device=args.device, policy_kwargs=policy_kwargs)
+    return algorithm(policy, learning_starts=WARM_UP, **kwargs).learn(WARM_UP + 10)
 
 
-def on_policy(algorithm: type[PPO], env: str, device: str, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> PPO:
-    """The same for PPO and DiffPPO: 20 gradient steps for 512 environment steps, DiffPPO on all K steps of each row."""
-    policy_kwargs = dict(net_arch=[256, 256]) | (policy_kwargs or {})
-    env_kwargs: dict[str, Any] = dict(env=make_vec_env(env, seed=0), seed=0, device=device)
-    model = algorithm("MlpPolicy", n_steps=ROLLOUT, batch_size=BATCH, policy_kwargs=policy_kwargs, **env_kwargs, **kwargs)
-    return model.learn(ROLLOUT)
+def on_policy(algorithm: type[PPO], args: argparse.Namespace, diffusion_steps: int = 0, **kwargs: Any) -> PPO:
+    """The same for PPO and DiffPPO: 20 gradient steps for 512 environment steps."""
+    policy_kwargs: dict[str, Any] = {"net_arch": [256, 256]} | (
+        {"diffusion_steps": diffusion_steps} if diffusion_steps else {}
+    )
+    kwargs |= dict(env=make_vec_env(args.env, seed=0), seed=0, device=args.device, policy_kwargs=policy_kwargs)
+    return algorithm("MlpPolicy", n_steps=ROLLOUT, batch_size=BATCH, **kwargs).learn(ROLLOUT)
 
 
 def contestants(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[[], BaseAlgorithm]]:
-    """:return: by name, what builds each model; ``compiled`` ones too if asked for"""
-    common = args.env, args.device
-    builders: dict[str, Callable[[], BaseAlgorithm]] = {
-        "SAC": partial(off_policy, SAC, "MlpPolicy", *common),
-        "PPO": partial(on_policy, PPO, *common),
-    }
-    ours: dict[str, tuple[Any, ...]] = {
-        "DiffSAC": (off_policy, DiffSAC, "MlpPolicy"),
-        "DiffWPO": (off_policy, DiffWPO, "MlpPolicy"),
-        "DiffPPO": (on_policy, DiffPPO),
-    }
+    """:return: by name, what builds each model, the algorithms that they are compared with first"""
+    builders: dict[str, Callable[[], BaseAlgorithm]] = {}
+    for base in dict.fromkeys(BASES[name] for name in args.algorithms):
+        recipe = partial(on_policy, base) if base is PPO else partial(off_policy, base, "MlpPolicy")
+        builders[base.__name__] = partial(recipe, args)
     for steps in args.diffusion_steps:
-        kwargs: dict[str, Any] = {"policy_kwargs": {"diffusion_steps": steps}}
-        for name, recipe in ours.items():
-            builders[f"{name}, K = {steps}"] = partial(*recipe, *common, **kwargs)
-            if compiled and steps in args.compiled_steps:
-                builders[f"{name} compiled, K = {steps}"] = partial(*recipe, *common, torch_compile=True, **kwargs)
-        if compiled and steps in args.compiled_steps:
-            rounded = partial(*ours["DiffSAC"], *common, torch_compile=True, bfloat16_chains=True, **kwargs)
-            builders[f"DiffSAC compiled, bfloat16, K = {steps}"] = rounded
-        builders[f"full chain, K = {steps}"] = partial(off_policy, SAC, DiffusionSACPolicy, *common, **kwargs)
+        for name in args.algorithms:
+            algorithm: Any = OFF_POLICY.get(name, SAC)
+            policy = DiffusionSACPolicy if name == "full chain" else "MlpPolicy"
+            build = partial(on_policy, DiffPPO, args) if name == "DiffPPO" else partial(off_policy, algorithm, policy, args)
+            variants: dict[str, dict[str, Any]] = {"": {}}
+            if name == "DiffPPO":
+                variants |= {", κ = 1": {"latents_per_state": 1}}
+            elif name == "DiffSAC":
+                variants |= {f", delay {delay}": {"policy_delay": delay} for delay in args.policy_delays}
+            if compiled and steps in args.compiled_steps and name != "full chain":
+                variants |= {f" compiled{variant}": {"torch_compile": True, **kwargs} for variant, kwargs in variants.items()}
+                if name == "DiffSAC":
+                    variants[" compiled, bfloat16"] = {"torch_compile": True, "bfloat16_chains": True}
+            for variant, kwargs in variants.items():
+                builders[f"{name}{variant}, K = {steps}"] = partial(build, steps, **kwargs)
     return builders
 
 
 def reference(name: str) -> str:
-    """:return: SB3's algorithm that a contestant is compared with"""
-    return "PPO" if "PPO" in name else "SAC"
+    """:return: the algorithm that a contestant is compared with: its Gaussian twin, itself if it is one"""
+    return next((base.__name__ for ours, base in BASES.items() if name.startswith(ours)), name)
 
 
 def plain(name: str) -> str:
@@ -148,9 +167,9 @@ def plain(name: str) -> str:
 
 def train(model: BaseAlgorithm) -> int:
     """Make some gradient steps; returns how many."""
-    if isinstance(model, SAC):
-        model.train(10, batch_size=BATCH)
-        return 10
+    if isinstance(model, OffPolicyAlgorithm):
+        model.train(12, batch_size=BATCH)
+        return 12
     assert isinstance(model, PPO)
     model.train()
     return model.n_epochs * ROLLOUT // model.batch_size
@@ -172,7 +191,7 @@ def speed(args: argparse.Namespace) -> Iterator[Row]:
         rows: dict[str, Row] = {}
         for name, model in models.items():
             learn = partial(model.learn, reset_num_timesteps=False, log_interval=1_000_000)
-            steps = 40 if isinstance(model, SAC) else ROLLOUT
+            steps = 48 if isinstance(model, OffPolicyAlgorithm) else ROLLOUT
             update = milliseconds(partial(train, model), 1, args.device) / n_steps[name]
             training = milliseconds(partial(learn, steps), 1, args.device) / steps
             rows[name] = {"round": round_, "subject": name, "training_steps_per_s": 1e3 / training}
@@ -189,7 +208,7 @@ def speed(args: argparse.Namespace) -> Iterator[Row]:
 def prediction(args: argparse.Namespace) -> Iterator[Row]:
     """Milliseconds of ``predict``, and relative to the sampled action of SB3's algorithm."""
     models = {name: build() for name, build in contestants(args, compiled=True).items()}
-    dim = models["SAC"].observation_space.shape
+    dim = next(iter(models.values())).observation_space.shape
     assert dim is not None
     observations = {batch: np.random.default_rng(0).standard_normal((batch, *dim)) for batch in BATCHES}
     for round_ in range(1, args.rounds + 1):
@@ -650,6 +669,11 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--env", default="HalfCheetah-v5", help="with vector observations")
         if name in ("speed", "parts", "prediction"):
             command.add_argument("--device", default="cpu", help="PyTorch's")
+            parts_only = ["DiffSAC", "DiffWPO", "DiffPPO", "full chain"]
+            names = parts_only if name == "parts" else list(BASES)
+            command.add_argument("--algorithms", nargs="+", choices=names, default=parts_only, help="and their Gaussian twins")
+            command.add_argument("--policy-delays", nargs="*", type=int, default=[], help="DiffSAC also with these")
+            command.add_argument("--crossq-width", type=int, default=256, help="of the critics of CrossQ and DiffCrossQ")
         if name in ("speed", "prediction"):
             command.add_argument("--compiled-steps", nargs="*", type=int, default=[4, 8, 16], help="K that also run compiled")
         if name == "levers":
