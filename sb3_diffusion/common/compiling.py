@@ -34,6 +34,27 @@ def announced(what: str, at_once: bool) -> Iterator[None]:
         timer.cancel()
 
 
+def on_cuda(model: Any) -> bool:
+    return getattr(getattr(model, "device", None), "type", "cpu") == "cuda"
+
+
+def compiler_options(model: Any) -> dict[str, bool]:
+    """
+    Inductor's options for the functions of a model. On a CPU the random numbers stay PyTorch's own. On a GPU each function is
+    recorded as a CUDA graph, random numbers included: launching its kernels one by one takes longer than they run.
+    """
+    return {"triton.cudagraphs": True} if on_cuda(model) else {"fallback_random": True}
+
+
+def begin_gradient_step(model: Any) -> None:
+    """
+    On a GPU the results of compiled functions live until the next gradient step begins, in the memory of their CUDA graphs:
+    what is wanted longer must be cloned.
+    """
+    if model.torch_compile and on_cuda(model):
+        th.compiler.cudagraph_mark_step_begin()
+
+
 class CompiledOrEager(Generic[Result]):
     """
     The function compiled by ``torch.compile`` at its first call. Where that fails (no C++ compiler, a module that cannot be
@@ -66,7 +87,8 @@ class CompiledOrEager(Generic[Result]):
 
                     # PyTorch's own switch for torch.autograd.grad inside a compiled function (2.11 has it)
                     torch._dynamo.config.trace_autograd_ops = True
-                    self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options={"fallback_random": True})
+                    options: Any = compiler_options(args[0] if args else None)
+                    self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options=options)
                 if self.works:
                     return self.compiled(*args)
                 name = self.original.__name__.strip("_").replace("_", " ")

@@ -18,7 +18,7 @@ from sb3_diffusion.common.chains import (
     chain_states,
     sample_chains,
 )
-from sb3_diffusion.common.compiling import CompiledOrEager
+from sb3_diffusion.common.compiling import CompiledOrEager, begin_gradient_step
 from sb3_diffusion.common.critics import CriticStates
 from sb3_diffusion.common.diffusion_value import DiffusionValueMixin
 from sb3_diffusion.common.finite import FiniteMixin
@@ -26,6 +26,7 @@ from sb3_diffusion.common.gradients import Gradients, assign, gradients_of, trai
 from sb3_diffusion.common.objectives import OBJECTIVES, Objective
 from sb3_diffusion.common.saving import SafeOffPolicySaveMixin
 from sb3_diffusion.common.temperature import follow_ent_coef
+from sb3_diffusion.common.transfer import sample_in_one_transfer
 from sb3_diffusion.common.validation import (
     check_action_span,
     check_choice,
@@ -173,6 +174,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
             levels = self._levels(len(transitions.rewards) + n_own, n_actor_updates - 1) if improves else None
             parameters = critic_parameters + other_parameters if improves else critic_parameters
 
+            begin_gradient_step(self)
             chains, ent_coef, losses, gradients = self._evaluate_step(self, transitions, states, levels, parameters)
             self._optimize([*critic_optimizers, *others] if improves else critic_optimizers, parameters, gradients)
             if improves:
@@ -183,7 +185,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
 
             losses.update(ent_coef=ent_coef, path_entropy=-chains.path_log_prob.mean())
             for name, value in losses.items():
-                logged.setdefault(name, []).append(value.detach().reshape(()))
+                logged.setdefault(name, []).append(value.detach().reshape(()).clone())
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -194,7 +196,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
 
     def _replayed(self, batch_size: int) -> Transitions:
         """A batch from the replay buffer, whatever object with SB3's fields it returns."""
-        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+        data = sample_in_one_transfer(self.replay_buffer, batch_size, self._vec_normalize_env, self.device)
         discounts = getattr(data, "discounts", None)
         if discounts is None:
             # A tensor, as with n-step returns: a compiled function would be compiled again for every new number.
