@@ -6,6 +6,7 @@ What diffusion policies cost, beside SB3's SAC and PPO. One measurement is one c
     python benchmarks/cost.py prediction     time of an action, sampled and deterministic
     python benchmarks/cost.py memory         peak memory of a gradient step
     python benchmarks/cost.py scaling        growth with K, κ, width, dimensions, environments
+    python benchmarks/cost.py options        what each option of DiffSAC costs
     python benchmarks/cost.py levers         what single levers on a gradient step are worth
     python benchmarks/cost.py serial         DiffPPO against SB3's PPO on the serial form of its decision process
 
@@ -17,6 +18,7 @@ session is another machine or another setting (--session); one that is there alr
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections import defaultdict
@@ -117,8 +119,9 @@ def off_policy(
     policy_kwargs: dict[str, Any] = {"diffusion_steps": diffusion_steps} if diffusion_steps else {}
     if issubclass(algorithm, CrossQ):
         policy_kwargs["net_arch"] = {"pi": [256, 256], "qf": [args.crossq_width] * 2}
-    kwargs |= dict(env=make_vec_env(args.env, seed=0), seed=0, device=args.device, policy_kwargs=policy_kwargs)
-    return algorithm(policy, learning_starts=WARM_UP, **kwargs).learn(WARM_UP + 10)
+    kwargs |= dict(env=make_vec_env(args.env, args.n_envs, seed=0), seed=0, device=args.device, policy_kwargs=policy_kwargs)
+    model = algorithm(policy, learning_starts=WARM_UP, batch_size=args.batch_size, **kwargs)
+    return model.learn(WARM_UP + 10 * args.n_envs)
 
 
 def on_policy(algorithm: type[PPO], args: argparse.Namespace, diffusion_steps: int = 0, **kwargs: Any) -> PPO:
@@ -126,8 +129,9 @@ def on_policy(algorithm: type[PPO], args: argparse.Namespace, diffusion_steps: i
     policy_kwargs: dict[str, Any] = {"net_arch": [256, 256]} | (
         {"diffusion_steps": diffusion_steps} if diffusion_steps else {}
     )
-    kwargs |= dict(env=make_vec_env(args.env, seed=0), seed=0, device=args.device, policy_kwargs=policy_kwargs)
-    return algorithm("MlpPolicy", n_steps=ROLLOUT, batch_size=BATCH, **kwargs).learn(ROLLOUT)
+    kwargs |= dict(env=make_vec_env(args.env, args.n_envs, seed=0), seed=0, device=args.device, policy_kwargs=policy_kwargs)
+    n_steps = ROLLOUT // args.n_envs
+    return algorithm("MlpPolicy", n_steps=n_steps, batch_size=args.batch_size, **kwargs).learn(ROLLOUT)
 
 
 def contestants(args: argparse.Namespace, compiled: bool) -> dict[str, Callable[[], BaseAlgorithm]]:
@@ -168,15 +172,15 @@ def plain(name: str) -> str:
 def train(model: BaseAlgorithm) -> int:
     """Make some gradient steps; returns how many."""
     if isinstance(model, OffPolicyAlgorithm):
-        model.train(12, batch_size=BATCH)
+        model.train(12, batch_size=model.batch_size)
         return 12
     assert isinstance(model, PPO)
     model.train()
-    return model.n_epochs * ROLLOUT // model.batch_size
+    return model.n_epochs * math.ceil(ROLLOUT / model.batch_size)
 
 
 def speed(args: argparse.Namespace) -> Iterator[Row]:
-    """Milliseconds of an environment step with its training and of a gradient step, networks of 256 x 256, batch 256."""
+    """Milliseconds of an environment step with its training and of a gradient step, networks of 256 x 256."""
     models = {name: build() for name, build in contestants(args, compiled=True).items()}
     n_steps = {name: train(model) for name, model in models.items()}
     mflop = {}
@@ -191,7 +195,7 @@ def speed(args: argparse.Namespace) -> Iterator[Row]:
         rows: dict[str, Row] = {}
         for name, model in models.items():
             learn = partial(model.learn, reset_num_timesteps=False, log_interval=1_000_000)
-            steps = 48 if isinstance(model, OffPolicyAlgorithm) else ROLLOUT
+            steps = 48 * model.n_envs if isinstance(model, OffPolicyAlgorithm) else ROLLOUT
             update = milliseconds(partial(train, model), 1, args.device) / n_steps[name]
             training = milliseconds(partial(learn, steps), 1, args.device) / steps
             rows[name] = {"round": round_, "subject": name, "training_steps_per_s": 1e3 / training}
@@ -431,6 +435,66 @@ def scaling(args: argparse.Namespace) -> Iterator[Row]:
 
 
 # ------------------------------------------------------------------------------------------------------------------------
+# options
+
+# One option of DiffSAC at a time, the others at their defaults; what is named first is an argument of the policy.
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "defaults": ({}, {}),
+    "torch_compile=True": ({}, dict(torch_compile=True)),
+    "torch_compile=True, bfloat16_chains=True": ({}, dict(torch_compile=True, bfloat16_chains=True)),
+    "policy_delay=2": ({}, dict(policy_delay=2)),
+    "policy_delay=3": ({}, dict(policy_delay=3)),
+    "latents_per_state=2": ({}, dict(latents_per_state=2)),
+    "latents_per_state=4": ({}, dict(latents_per_state=4)),
+    "own_states=0": ({}, dict(own_states=0.0)),
+    "own_states=1": ({}, dict(own_states=1.0)),
+    "ent_coef=0.1": ({}, dict(ent_coef=0.1)),
+    'objective="forward_kl"': ({}, dict(objective="forward_kl")),
+    'objective="whole_chain"': ({}, dict(objective="whole_chain")),
+    "diffusion_steps=8": (dict(diffusion_steps=8), {}),
+    "diffusion_steps=16": (dict(diffusion_steps=16), {}),
+    "learn_schedule=True": (dict(learn_schedule=True), {}),
+    "learn_variance=False": (dict(learn_variance=False), {}),
+    "state_dependent_readout=False": (dict(state_dependent_readout=False), {}),
+    "share_features_extractor=True": (dict(share_features_extractor=True), {}),
+}
+EVALUATION_FREQ, EVALUATION_EPISODES, EPISODE_STEPS = 10_000, 5, 1000
+
+
+def options(args: argparse.Namespace) -> Iterator[Row]:
+    """
+    What each option of DiffSAC costs: environment steps with their training per second, relative to SB3's SAC of the same
+    networks, and of a gradient step the milliseconds. ``evaluation_share`` is what ``EvalCallback`` with its defaults (every
+    10 000 steps 5 episodes, here of 1000 steps, one environment) adds to the time of such a training.
+    """
+    networks: dict[str, Any] = dict(net_arch=[args.width] * 2)
+    common: dict[str, Any] = dict(seed=0, device="cpu", learning_starts=WARM_UP)
+
+    def build(algorithm: Any, policy_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+        env = make_vec_env(args.env, args.n_envs, seed=0)
+        model = algorithm("MlpPolicy", env, policy_kwargs=networks | policy_kwargs, **common, **kwargs)
+        return model.learn(WARM_UP + 12 * args.n_envs)
+
+    models = {"SAC": build(SAC, {}, {})} | {name: build(DiffSAC, *given) for name, given in OPTIONS.items()}
+    for round_ in range(1, args.rounds + 1):
+        rows: dict[str, Row] = {}
+        for name, model in models.items():
+            update = milliseconds(partial(model.train, 12, batch_size=BATCH)) / 12
+            steps = 24 * args.n_envs
+            learn = partial(model.learn, steps, reset_num_timesteps=False, log_interval=1_000_000)
+            training = milliseconds(learn) / steps
+            observation, state = model.get_env().reset()[:1], model.get_env()
+            act = milliseconds(partial(model.predict, observation, deterministic=True), 10)
+            act += milliseconds(partial(state.step, np.zeros((args.n_envs, *model.action_space.shape))), 10) / args.n_envs
+            evaluation = act * EVALUATION_EPISODES * EPISODE_STEPS / (training * EVALUATION_FREQ)
+            rows[name] = {"round": round_, "subject": name, "training_steps_per_s": 1e3 / training, "speed_relative": 0.0}
+            rows[name] |= {"gradient_step_ms": update, "evaluation_share": evaluation}
+        for row in rows.values():
+            row["speed_relative"] = row["training_steps_per_s"] / rows["SAC"]["training_steps_per_s"]
+            yield row
+
+
+# ------------------------------------------------------------------------------------------------------------------------
 # levers
 
 
@@ -592,6 +656,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "prediction": prediction,
     "memory": memory,
     "scaling": scaling,
+    "options": options,
     "levers": levers,
     "serial": serial,
 }
@@ -650,25 +715,29 @@ def parser() -> argparse.ArgumentParser:
     """:return: of the command, with a sub-command for each measurement"""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = result.add_subparsers(dest="measurement", required=True)
-    rounds = {"speed": 15, "parts": 15, "prediction": 15, "memory": 1, "scaling": 10, "levers": 25, "serial": 5}
+    rounds = {"speed": 15, "parts": 15, "prediction": 15, "memory": 1, "scaling": 10, "options": 15, "levers": 25, "serial": 5}
     steps = {"memory": [4, 16, 64], "serial": [1, 2, 4, 8, 16]}
     for name, function in MEASUREMENTS.items():
         command = commands.add_parser(
             name, help=function.__doc__, description=function.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         command.add_argument("--threads", type=int, default=1, help="of PyTorch")
-        command.add_argument("--session", default=processor(), help="name of the machine or setting in the tables")
+        command.add_argument(
+            "--session", help="name of the machine or setting in the tables (default: the processor's or GPU's)"
+        )
         command.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables")
         if name != "memory":
             command.add_argument("--rounds", type=int, default=rounds[name], help="in each of which all subjects take turns")
-        if name not in ("scaling", "levers"):
+        if name not in ("scaling", "options", "levers"):
             command.add_argument(
                 "--diffusion-steps", nargs="+", type=int, default=steps.get(name, [1, 2, 4, 8, 16, 32]), help="K"
             )
-        if name in ("speed", "parts", "prediction", "serial"):
+        if name in ("speed", "parts", "prediction", "options", "serial"):
             command.add_argument("--env", default="HalfCheetah-v5", help="with vector observations")
         if name in ("speed", "parts", "prediction"):
             command.add_argument("--device", default="cpu", help="PyTorch's")
+            command.add_argument("--n-envs", type=int, default=1, help="environments, in one process")
+            command.add_argument("--batch-size", type=int, default=BATCH, help="of a gradient step")
             parts_only = ["DiffSAC", "DiffWPO", "DiffPPO", "full chain"]
             names = parts_only if name == "parts" else list(BASES)
             command.add_argument("--algorithms", nargs="+", choices=names, default=parts_only, help="and their Gaussian twins")
@@ -676,6 +745,9 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--crossq-width", type=int, default=256, help="of the critics of CrossQ and DiffCrossQ")
         if name in ("speed", "prediction"):
             command.add_argument("--compiled-steps", nargs="*", type=int, default=[4, 8, 16], help="K that also run compiled")
+        if name == "options":
+            command.add_argument("--width", type=int, default=256, help="of the networks' two layers")
+            command.add_argument("--n-envs", type=int, default=1, help="environments, in one process")
         if name == "levers":
             command.add_argument("--repeats", type=int, default=20, help="of each piece of work in a round")
         if name == "serial":
@@ -689,8 +761,10 @@ def main() -> None:
     th.set_num_threads(args.threads)
     rows = list(MEASUREMENTS[args.measurement](args))
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "session", "measurement")}
-    save(args.out, args.measurement, args.session, rows, {"settings": settings, **provenance()})
-    print(markdown(args.out).partition(f"## {args.measurement}: {args.session}")[2].partition("\n## ")[0].strip())
+    card = th.cuda.get_device_name() if getattr(args, "device", "cpu").startswith("cuda") else None
+    session = args.session or card or processor()
+    save(args.out, args.measurement, session, rows, {"settings": settings, **provenance(), **({"gpu": card} if card else {})})
+    print(markdown(args.out).partition(f"## {args.measurement}: {session}\n")[2].partition("\n## ")[0].strip())
 
 
 if __name__ == "__main__":
