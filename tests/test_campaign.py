@@ -18,6 +18,7 @@ import rl_zoo3
 import yaml
 from rich.console import Console
 
+from sb3_diffusion.demonstrations import Demonstrations
 from sb3_diffusion.experiments import command, live, plan
 from sb3_diffusion.experiments.command import campaign_command, main
 from sb3_diffusion.experiments.engines import LocalEngine, Outcome, outcome_of
@@ -388,3 +389,28 @@ def test_the_processes_of_runs_end_with_the_command_however_that_ends(
 @pytest.mark.parametrize("file", CAMPAIGNS, ids=lambda file: file.stem)
 def test_the_campaigns_of_the_repository_can_be_started(file: Path, tmp_path: Path) -> None:
     assert read_campaign(file, tmp_path).runs
+
+
+def test_an_evaluation_at_the_start_judges_a_policy_that_a_callback_has_pretrained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    Demonstrations.from_policy(lambda observation: np.full(1, 0.3), "Short-v0", 4, seed=0).to_minari("thirds-v0")
+    pretrain = {"sb3_diffusion.demonstrations.PretrainCallback": {"demonstrations": "thirds-v0", "n_epochs": 30}}
+    variants: dict[str, Any] = {name: {"algo": "diffsac", **small.OFF_POLICY} for name in ("scratch", "pretrained")}
+    variants["pretrained"]["callback"] = pretrain
+    metric = ["campaigns_for_tests.goal_distance"]
+    evaluation = {"every": 50, "episodes": 2, "at_start": True, "metrics": metric}
+    runs = small.campaign(tmp_path, variants, evaluation=evaluation, checkpoints={"every": 50}).runs
+    rows = {run.variant: small.measured(small.finish(run)) for run in runs}
+    for of_variant in rows.values():
+        assert [row["timesteps"] for row in of_variant] == [1, 50, 100, 120]
+    assert abs(rows["pretrained"][0]["mean_action"] - 0.3) < 0.1 < abs(rows["scratch"][0]["mean_action"] - 0.3)
+
+
+def test_the_evaluation_at_the_start_is_asked_for_by_true_and_unasked_for_changes_no_old_run(tmp_path: Path) -> None:
+    variants = {"one": {"algo": "diffsac"}}
+    (run,) = small.campaign(tmp_path, variants).runs
+    assert run.identity["evaluation"] == {"every": 50, "episodes": 2, "metrics": []}
+    with pytest.raises(CampaignError, match=r"evaluation.at_start must be true or false; given: 'yes please'"):
+        small.campaign(tmp_path, variants, evaluation={"at_start": "yes please"})

@@ -200,8 +200,8 @@ def test_modes_refuses_a_folder_without_a_campaign(
 
 
 SMALL_COSTS = {
-    "speed": "--rounds 1 --diffusion-steps 1 --compiled-steps --env Pendulum-v1 --algorithms DiffSAC DiffTQC DiffCrossQ DiffPPO "
-    "--policy-delays 2 --crossq-width 16 --n-envs 2 --batch-size 32",
+    "speed": "--rounds 1 --diffusion-steps 1 --compiled-steps --env Pendulum-v1 "
+    "--algorithms DiffSAC DiffTQC DiffCrossQ DiffPPO --policy-delays 2 --crossq-width 16 --n-envs 2 --batch-size 32",
     "parts": "--rounds 1 --diffusion-steps 1 --env Pendulum-v1",
     "prediction": "--rounds 1 --diffusion-steps 1 --compiled-steps --env Pendulum-v1",
     "memory": "--diffusion-steps 1",

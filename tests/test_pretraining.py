@@ -12,6 +12,7 @@ import torch as th
 from conftest import SMALL, SMALL_ON_POLICY, full_state
 from envs_for_tests import AnyObservationEnv, BatchNormDropoutExtractor, SmallImageExtractor, StrictBoxEnv
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
@@ -19,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
-from sb3_diffusion.demonstrations import Demonstrations
+from sb3_diffusion.demonstrations import Demonstrations, PretrainCallback
 from sb3_diffusion.demonstrations.pretraining import ImitationData, WeightAverage, falling, validation_bound
 from sb3_diffusion.diffusion import log_det_tanh
 
@@ -389,6 +390,37 @@ def test_reinforcement_learning_goes_on_from_the_imitator(algorithm: Any) -> Non
     model.learn(32)
     assert all(th.equal(weights[name], value) for name, value in model.policy.actor.state_dict().items())
     assert model.num_timesteps == 32
+
+
+@by_algorithm
+def test_the_callback_pretrains_once_before_the_first_step_and_logs_where_the_training_does(algorithm: Any) -> None:
+    arguments: dict[str, Any] = dict(n_epochs=3, seed=1)
+    by_hand, by_callback = (build(algorithm, learning_rate=0.0) for _ in range(2))
+    by_hand.pretrain(imitable(), **arguments)
+    callback = PretrainCallback(imitable(), reference_kl_coef=0.5, **arguments)
+    by_callback.learn(16, callback=callback)
+    assert logged(by_callback).all("loss") == logged(by_hand).all("loss")
+    for name, weight in by_hand.policy.actor.state_dict().items():
+        assert th.equal(by_callback.policy.actor.state_dict()[name], weight), name
+    assert by_callback.reference_actor is not None
+    by_callback.learn(16, callback=callback, reset_num_timesteps=False)
+    assert len(logged(by_callback).all("loss")) == 3
+
+
+def test_the_callback_takes_the_id_of_a_data_set_and_leaves_the_training_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    Demonstrations.from_policy(lambda observation: np.zeros(1), StrictBoxEnv(), 3, seed=0).to_minari("zeros-v0")
+    model = build(tensorboard_log=str(tmp_path / "logs"))
+    model._custom_logger = False
+    model.learn(16, callback=PretrainCallback("zeros-v0", n_epochs=1, validation_fraction=0))
+    assert [folder.name for folder in (tmp_path / "logs").iterdir()] == ["DiffSAC_1"]
+
+
+def test_the_callback_refuses_what_cannot_be_pretrained() -> None:
+    with pytest.raises(ValueError, match=r"PretrainCallback: SAC has no pretrain"):
+        SAC("MlpPolicy", StrictBoxEnv()).learn(4, callback=PretrainCallback(imitable()))
 
 
 def test_copies_of_the_actor_follow_it() -> None:

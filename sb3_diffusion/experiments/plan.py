@@ -67,12 +67,14 @@ class Evaluation:
     """
     :param every: environment steps between evaluations; there is always one at the end
     :param episodes: as many with deterministic actions, and as many with sampled ones
+    :param at_start: also after the first step, before anything is learned: what a pre-trained policy is worth
     :param metrics: dotted paths of functions ``(model, env) -> dict[str, float]`` with more columns
     """
 
     every: int
     episodes: int = 10
     metrics: tuple[str, ...] = ()
+    at_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,14 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What the numbers of the run depend on, as JSON holds it."""
+        evaluation = plain(asdict(self.evaluation))
+        if not self.evaluation.at_start:
+            del evaluation["at_start"]  # runs of earlier versions know no such thing
         return {
             "algo": self.algo,
             "settings": plain(self.settings),
             "steps": self.steps,
-            "evaluation": plain(asdict(self.evaluation)),
+            "evaluation": evaluation,
             "checkpoints": {"every": self.checkpoint_every},
             "device": self.device,
         }
@@ -326,12 +331,15 @@ def campaign_of(file: Path, content: Any, out: Path) -> Campaign:
     seeds = [positive("seeds", seed, 0) for seed in listed("seeds", content["seeds"])]
     steps = positive("steps", content["steps"])
 
-    evaluation = checked("evaluation", content.get("evaluation", {}), ["every", "episodes", "metrics"])
+    evaluation = checked("evaluation", content.get("evaluation", {}), ["every", "episodes", "metrics", "at_start"])
+    at_start = evaluation.get("at_start", False)
+    if not isinstance(at_start, bool):
+        raise CampaignError(f"evaluation.at_start must be true or false; given: {at_start!r}")
     metrics = tuple(listed("evaluation.metrics", evaluation["metrics"])) if "metrics" in evaluation else ()
     for path in metrics:
         function_named(path)
     every = positive("evaluation.every", evaluation.get("every", max(steps // 10, 1)))
-    how = Evaluation(every, positive("evaluation.episodes", evaluation.get("episodes", 10)), metrics)
+    how = Evaluation(every, positive("evaluation.episodes", evaluation.get("episodes", 10)), metrics, at_start)
 
     checkpoints = checked("checkpoints", content.get("checkpoints", {}), ["every"])
     spacing = min(max(steps // 10, 1), MOST_STEPS_BETWEEN_CHECKPOINTS)

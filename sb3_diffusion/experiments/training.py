@@ -96,6 +96,8 @@ class Conductor(BaseCallback):
         super().__init__()
         self.run, self.evaluator, self.state, self.watch = run, evaluator, state, watch
         self.next_evaluation = self.next_multiple(timesteps, run.evaluation.every)
+        if run.evaluation.at_start and timesteps == 0:
+            self.next_evaluation = 0
         self.next_checkpoint = self.next_multiple(timesteps, run.checkpoint_every)
         self.reported = -SECONDS_BETWEEN_REPORTS
 

@@ -1,0 +1,60 @@
+"""Pre-training as a callback: what rl-zoo3's files and campaigns can ask for."""
+
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_diffusion.demonstrations.demonstrations import Demonstrations
+from sb3_diffusion.demonstrations.pretraining import PretrainingMixin
+
+
+class PretrainCallback(BaseCallback):
+    """
+    Calls :meth:`~sb3_diffusion.DiffSAC.pretrain` when a training begins, so that a file of hyper-parameters can ask for it:
+
+    .. code-block:: yaml
+
+        callback:
+          - sb3_diffusion.demonstrations.PretrainCallback:
+              demonstrations: half-good/halfcheetah-v0
+              n_epochs: 40
+              critic_warmup_steps: 2_000
+
+    A training that goes on, from a checkpoint or with ``reset_num_timesteps=False``, is left alone.
+
+    :param demonstrations: :class:`Demonstrations`, or the id of a local Minari data set
+    :param reference_kl_coef: of the pull to the imitator, as for :meth:`~sb3_diffusion.DiffSAC.set_reference`; None: no pull
+    :param pretrain_kwargs: of ``pretrain``
+    :raises ValueError: when the training begins, for a model without ``pretrain``, and as ``pretrain``
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations | str,
+        reference_kl_coef: float | None = None,
+        verbose: int = 0,
+        **pretrain_kwargs: Any,
+    ) -> None:
+        super().__init__(verbose)
+        self.demonstrations, self.reference_kl_coef, self.pretrain_kwargs = demonstrations, reference_kl_coef, pretrain_kwargs
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if not isinstance(model, PretrainingMixin):
+            raise ValueError(f"PretrainCallback: {type(model).__name__} has no pretrain; use an algorithm of sb3_diffusion")
+        if model.num_timesteps > 0:
+            return
+        demonstrations = self.demonstrations
+        if isinstance(demonstrations, str):
+            demonstrations = Demonstrations.from_minari(demonstrations)
+        # The logger of this training is the one to log to.
+        own_logger, model._custom_logger = model._custom_logger, True
+        try:
+            model.pretrain(demonstrations, **self.pretrain_kwargs)
+        finally:
+            model._custom_logger = own_logger
+        if self.reference_kl_coef is not None:
+            model.set_reference(self.reference_kl_coef)
+
+    def _on_step(self) -> bool:
+        return True
