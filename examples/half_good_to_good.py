@@ -11,8 +11,8 @@ campaign compares, at equal environment steps:
 
 * ``pretrained``: DiffCrossQ imitates the episodes before its first step, its critics learn from them, and then half of each
   batch comes from them
-* ``from scratch``: DiffCrossQ alone
-* ``sac with demonstrations``: Stable-Baselines3's SAC with the same replay buffer
+* ``from-scratch``: DiffCrossQ alone
+* ``sac-with-demonstrations``: Stable-Baselines3's SAC with the same replay buffer
 """
 
 import argparse
