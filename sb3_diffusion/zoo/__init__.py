@@ -16,11 +16,13 @@ from typing import Any
 import optuna
 import rl_zoo3
 import rl_zoo3.callbacks
+import rl_zoo3.exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_diffusion
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
+from sb3_diffusion.demonstrations import DemonstrationReplayBuffer
 from sb3_diffusion.zoo.callbacks import ParallelTrainCallback
 
 __all__ = ["ALGORITHMS", "ParallelTrainCallback", "has_display", "hyperparameter_file", "register", "with_hyperparameter_file"]
@@ -79,11 +81,14 @@ def convert_hyperparams(algo: str, sampled_params: dict[str, Any]) -> dict[str, 
 def register() -> None:
     """
     Make our algorithms choices of ``--algo`` in every rl-zoo3 command called from now on in this process, and rl-zoo3's
-    ``ParallelTrainCallback``, as hyper-parameter files name it, one that trains them.
+    ``ParallelTrainCallback``, as hyper-parameter files name it, one that trains them. In these files
+    ``replay_buffer_class: DemonstrationReplayBuffer`` is understood, as ``HerReplayBuffer`` is.
     """
     # In place: the commands hold references to these very dictionaries.
     rl_zoo3.ALGOS.update(ALGORITHMS)
     rl_zoo3.callbacks.ParallelTrainCallback = ParallelTrainCallback  # type: ignore[misc]
+    # rl-zoo3 evaluates these entries where its own imports are.
+    rl_zoo3.exp_manager.DemonstrationReplayBuffer = DemonstrationReplayBuffer  # type: ignore[attr-defined]
     for algo in ALGORITHMS:
         HYPERPARAMS_SAMPLER[algo] = partial(sample_hyperparams, algo)
         HYPERPARAMS_CONVERTER[algo] = partial(convert_hyperparams, algo)
