@@ -27,7 +27,7 @@ from sb3_diffusion.zoo import register
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGNS = sorted([*(ROOT / "benchmarks" / "campaigns").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
-NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round")
+NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round", "own_states", "soak")
 TABLES = [
     path
     for folder in ("benchmarks", "examples")

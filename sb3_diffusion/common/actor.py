@@ -108,8 +108,8 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
 
-    # SAC's Actor is the base for what users and SB3 hold it to (``SACPolicy.actor``, its saved arguments, ``use_sde``), and for
-    # its network (latent_pi, mu, log_std), which is the read-out. Its distribution has no use here: a chain takes its place.
+    # SAC's Actor is the base for what SB3's code and users hold an actor to (SACPolicy.actor, the arguments in its files), and
+    # for its network latent_pi, mu, log_std, which is the read-out. Its Gaussian alone has no use here: chains take its place.
 
     min_heads: th.Tensor
     max_heads: th.Tensor
@@ -189,9 +189,8 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         """
         A hook for networks of one's own.
 
-        :param args: of :class:`~sb3_diffusion.common.networks.StepConditionedMLP`, in its order: the sizes of features, latent,
-            number of steps and output; ``net_arch``, ``activation_fn`` and ν
-        :return: the network of the reverse kernel, which :class:`DiffusionActor` lets start at zero
+        :param args: all of :class:`~sb3_diffusion.common.networks.StepConditionedMLP`, in its order
+        :return: the network of the reverse kernel; its last layer is set to zero afterwards
         """
         return StepConditionedMLP(*args)
 

@@ -43,7 +43,8 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     is the critics' alone.
 
     Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are
-    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
+    says otherwise.
 
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect

@@ -27,7 +27,8 @@ class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
     SB3's own ``SAC(DiffusionSACPolicy, env)`` (gradient through the whole chain).
 
     Parameters not listed are those of :class:`stable_baselines3.sac.policies.SACPolicy`; the diffusion's own are
-    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
+    says otherwise.
 
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect

@@ -27,7 +27,8 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
     SB3's own ``SAC(DiffusionTQCPolicy, env)`` (gradient through the whole chain).
 
     Parameters not listed are those of :class:`sb3_contrib.tqc.policies.TQCPolicy`; the diffusion's own are
-    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
+    says otherwise.
 
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect
