@@ -15,6 +15,7 @@ import rl_zoo3
 import yaml
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.experiments.annealing import Annealing
@@ -286,3 +287,14 @@ def test_the_example_of_updates_and_clip_range_is_a_campaign_of_its_grid_and_dra
     figure = module.draw(pd.DataFrame(rows), [2, 8], 1000)
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([925, 926, 927, 928])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["K = 2", "K = 8"]
+
+
+def test_contexts_of_truncated_episodes_are_learned_although_they_are_nobodys_next_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_states = script("own_states", "benchmarks", monkeypatch)
+    errors = {}
+    for share in ("auto", 0):
+        model = own_states.make(share, Monitor(own_states.Contexts("fixed")), learning_rate=3e-3, seed=0, batch_size=128)
+        errors[share] = own_states.error(model.learn(450))
+    assert errors["auto"] < 0.08 and errors[0] > 0.2, errors
