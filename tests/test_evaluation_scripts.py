@@ -298,3 +298,19 @@ def test_contexts_of_truncated_episodes_are_learned_although_they_are_nobodys_ne
         model = own_states.make(share, Monitor(own_states.Contexts("fixed")), learning_rate=3e-3, seed=0, batch_size=128)
         errors[share] = own_states.error(model.learn(450))
     assert errors["auto"] < 0.08 and errors[0] > 0.2, errors
+
+
+def test_a_soak_measures_each_tenth_and_replaces_the_algorithms_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soak = script("soak", "benchmarks", monkeypatch)
+    monkeypatch.setattr(soak, "RESULTS", tmp_path / "soak.csv")
+    for algorithm in ("DiffSAC", "DiffPPO", "DiffPPO"):
+        monkeypatch.setattr(sys, "argv", ["soak.py", algorithm, "--steps", "600", "--record"])
+        soak.main()
+    assert capsys.readouterr().out.count("600 steps") == 3
+    table = pd.read_csv(tmp_path / "soak.csv")
+    assert list(table.columns) == soak.COLUMNS
+    assert list(table.algorithm) == ["DiffPPO"] * 10 + ["DiffSAC"] * 10
+    assert list(table.steps) == 2 * list(range(60, 601, 60))
+    assert (table[["memory_mib", "handles", "steps_per_second"]] > 0).all().all()
