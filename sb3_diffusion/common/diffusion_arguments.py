@@ -85,4 +85,5 @@ def with_diffusion_arguments(init: Callable[Parameters, None]) -> Callable[Param
         init(**signature.bind(*args, **kwargs).arguments)  # type: ignore[call-arg]
 
     taking.__signature__ = signature  # type: ignore[attr-defined]
+    del taking.__wrapped__  # type: ignore[attr-defined]  # Sphinx would look for the defaults in its source
     return taking
