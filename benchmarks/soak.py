@@ -32,10 +32,11 @@ COLUMNS = ["algorithm", "steps", "memory_mib", "handles", "steps_per_second"]
 
 
 class FastEnv(gym.Env):
-    """A point that the action pushes; episodes of 50 steps."""
+    """A point that the action pushes."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,))
     action_space = spaces.Box(-1.0, 1.0, (1,))
+    length = 50
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -45,7 +46,7 @@ class FastEnv(gym.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.point = (0.9 * self.point + 0.1 * action).astype(np.float32)
         self.count += 1
-        return self.point, -float(np.abs(self.point).sum()), False, self.count >= 50, {}
+        return self.point, -float(np.abs(self.point).sum()), False, self.count >= self.length, {}
 
 
 class Watch(BaseCallback):
