@@ -1,14 +1,16 @@
 """
 A long training with evaluation, checkpoints and TensorBoard: memory, open files and speed must not drift.
 
-    python benchmarks/soak.py DiffSAC --steps 300000
+    python benchmarks/soak.py DiffSAC --record     # 4 minutes on a free core; and so for the other algorithms
 
 Prints one line per tenth of the training: resident memory in MiB, open file handles, environment steps per second of CPU time.
 The exit status is 1 if, after the first three tenths (buffers fill, allocators warm up), memory has grown by more than 5 %, or
-handles have grown, or the last third is slower than the middle one by more than a quarter.
+handles have grown, or the last third is slower than the middle one by more than a quarter. ``--record`` puts the lines into
+results/soak.csv, in the place of the algorithm's earlier ones.
 """
 
 import argparse
+import csv
 import os
 import sys
 import tempfile
@@ -25,12 +27,16 @@ from stable_baselines3.common.monitor import Monitor
 import sb3_diffusion
 from sb3_diffusion.zoo import ALGORITHMS
 
+RESULTS = Path(__file__).parent / "results" / "soak.csv"
+COLUMNS = ["algorithm", "steps", "memory_mib", "handles", "steps_per_second"]
+
 
 class FastEnv(gym.Env):
-    """A point that the action pushes; episodes of 50 steps."""
+    """A point that the action pushes."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,))
     action_space = spaces.Box(-1.0, 1.0, (1,))
+    length = 50
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -40,7 +46,7 @@ class FastEnv(gym.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.point = (0.9 * self.point + 0.1 * action).astype(np.float32)
         self.count += 1
-        return self.point, -float(np.abs(self.point).sum()), False, self.count >= 50, {}
+        return self.point, -float(np.abs(self.point).sum()), False, self.count >= self.length, {}
 
 
 class Watch(BaseCallback):
@@ -71,12 +77,23 @@ class Watch(BaseCallback):
         return True
 
 
+def record(algorithm: str, rows: list[list[str]]) -> None:
+    """Put an algorithm's rows in the place of its earlier ones."""
+    kept = []
+    if RESULTS.exists():
+        with RESULTS.open(newline="") as file:
+            kept = [row for row in csv.reader(file) if row[0] not in (algorithm, COLUMNS[0])]
+    with RESULTS.open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *sorted([*kept, *rows], key=lambda row: (row[0], int(row[1])))])
+
+
 def main() -> int:
     """Train and judge."""
     names = sorted(algorithm.__name__ for algorithm in ALGORITHMS.values())
     parser = argparse.ArgumentParser(description="Does memory, do file handles or speed drift in a long training?")
     parser.add_argument("algorithm", choices=names)
     parser.add_argument("--steps", type=int, default=300_000, help="environment steps (default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help=f"into {RESULTS.name}")
     arguments = parser.parse_args()
     th.set_num_threads(1)
     algorithm = getattr(sb3_diffusion, arguments.algorithm)
@@ -93,6 +110,12 @@ def main() -> int:
             "MlpPolicy", FastEnv(), batch_size=32, policy_kwargs=policy_kwargs, tensorboard_log=folder, device="cpu", **small
         )
         model.learn(arguments.steps, callback=callbacks)
+    if arguments.record:
+        tenths = [
+            [arguments.algorithm, str(watch.every * (number + 1)), f"{memory:.1f}", str(handles), f"{speed:.0f}"]
+            for number, (memory, handles, speed) in enumerate(watch.rows)
+        ]
+        record(arguments.algorithm, tenths)
     memory, handles, speed = np.array(watch.rows[3:]).T
     growth, slower = memory[-1] / memory[0] - 1, 1 - np.median(speed[-3:]) / np.median(speed[:4])
     print(f"{arguments.algorithm}: memory {growth:+.1%}, handles {int(handles[-1] - handles[0]):+d}, speed {-slower:+.1%}")

@@ -15,6 +15,7 @@ import rl_zoo3
 import yaml
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.demonstrations import Demonstrations
@@ -28,7 +29,7 @@ from sb3_diffusion.zoo import register
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGNS = sorted([*(ROOT / "benchmarks" / "campaigns").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
-NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round")
+NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round", "own_states", "soak")
 TABLES = [
     path
     for folder in ("benchmarks", "examples")
@@ -294,3 +295,32 @@ def test_the_example_of_updates_and_clip_range_is_a_campaign_of_its_grid_and_dra
     figure = module.draw(pd.DataFrame(rows), [2, 8], 1000)
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([925, 926, 927, 928])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["K = 2", "K = 8"]
+
+
+def test_contexts_of_truncated_episodes_are_learned_although_they_are_nobodys_next_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_states = script("own_states", "benchmarks", monkeypatch)
+    errors = {}
+    for share in ("auto", 0):
+        model = own_states.make(share, Monitor(own_states.Contexts("fixed")), learning_rate=3e-3, seed=0, batch_size=128)
+        errors[share] = own_states.error(model.learn(450))
+    assert errors["auto"] < 0.08 and errors[0] > 0.2, errors
+
+
+def test_a_soak_measures_each_tenth_and_replaces_the_algorithms_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soak = script("soak", "benchmarks", monkeypatch)
+    monkeypatch.setattr(soak, "RESULTS", tmp_path / "soak.csv")
+    monkeypatch.setattr(soak.FastEnv, "length", 4)
+    monkeypatch.setattr(sys, "argv", ["soak.py", "DiffPPO", "--steps", "512", "--record"])
+    soak.record("DiffSAC", [["DiffSAC", "10", "1.0", "6", "100"]])
+    soak.record("DiffPPO", [["DiffPPO", "7", "1.0", "6", "100"]])
+    soak.main()
+    assert "510 steps" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "soak.csv")
+    assert list(table.columns) == soak.COLUMNS
+    assert list(table.algorithm) == ["DiffPPO"] * 10 + ["DiffSAC"]
+    assert list(table.steps) == [*range(51, 511, 51), 10]
+    assert (table[["memory_mib", "handles", "steps_per_second"]] > 0).all().all()

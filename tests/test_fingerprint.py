@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch as th
-from conftest import scatter_weights
+from conftest import ALGORITHMS, scatter_weights
 from envs_for_tests import CountingExtractor
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
@@ -116,3 +116,143 @@ DIFFPPO: dict[bool, dict[str, float]] = {
 @pytest.mark.parametrize("share", [True, False])
 def test_every_parameter_of_diffppo_moves_as_far_as_when_it_was_recorded(share: bool) -> None:
     assert moved_by_diffppo(share) == pytest.approx(DIFFPPO[share], rel=2e-3)
+
+
+def moved_off_policy(algorithm: Any, share: bool) -> dict[str, float]:
+    """How far each network, and each features extractor, is from its start after a short training, all its parameters."""
+    policy_kwargs = dict(
+        net_arch=[16],
+        features_extractor_class=CountingExtractor,
+        share_features_extractor=share,
+        learn_schedule=True,
+        optimizer_class=th.optim.SGD,
+    )
+    settings = OFF_POLICY | dict(learning_rate=1e-3)
+    model = algorithm("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
+    scatter_weights(model.policy, 0.2)
+    start = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+    model.learn(80)
+    squares: dict[str, float] = {}
+    for name, parameter in model.policy.named_parameters():
+        network, part = name.split(".")[:2]
+        key = f"{network}.{part}" if network == "actor" or part == "features_extractor" else network
+        squares[key] = squares.get(key, 0.0) + (parameter - start[name]).square().sum().item()
+    return {key: math.sqrt(square) for key, square in squares.items()}
+
+
+MOVED: dict[str, dict[bool, dict[str, float]]] = {
+    "DiffSAC": {
+        True: {
+            "actor.features_extractor": 0.0097186,
+            "actor.latent_pi": 0.0047913,
+            "actor.mu": 0.0028109,
+            "actor.log_std": 0.0063208,
+            "actor.schedule": 0.00026179,
+            "actor.denoiser": 0.032046,
+            "critic": 0.46181,
+            "critic_target.features_extractor": 0.20624,
+            "critic_target": 0.8701,
+            "diffusion_value": 0.18628,
+        },
+        False: {
+            "actor.features_extractor": 0.018453,
+            "actor.latent_pi": 0.0047349,
+            "actor.mu": 0.0027407,
+            "actor.log_std": 0.0081999,
+            "actor.schedule": 0.00067213,
+            "actor.denoiser": 0.036358,
+            "critic.features_extractor": 0.167,
+            "critic": 0.57082,
+            "critic_target.features_extractor": 0.14291,
+            "critic_target": 0.86698,
+            "diffusion_value": 0.17328,
+        },
+    },
+    "DiffWPO": {
+        True: {
+            "actor.features_extractor": 0.18246,
+            "actor.latent_pi": 0.1103,
+            "actor.mu": 0.16616,
+            "actor.log_std": 0.059984,
+            "actor.schedule": 0.064875,
+            "actor.denoiser": 0.34219,
+            "critic": 0.51267,
+            "critic_target.features_extractor": 0.20598,
+            "critic_target": 0.86983,
+            "diffusion_value": 0.27931,
+            "actor_target.features_extractor": 0.0,
+            "actor_target": 0.0,
+        },
+        False: {
+            "actor.features_extractor": 0.17023,
+            "actor.latent_pi": 0.16491,
+            "actor.mu": 0.18203,
+            "actor.log_std": 0.10714,
+            "actor.schedule": 0.085964,
+            "actor.denoiser": 0.30677,
+            "critic.features_extractor": 0.20658,
+            "critic": 0.68293,
+            "critic_target.features_extractor": 0.14302,
+            "critic_target": 0.86845,
+            "diffusion_value": 0.30787,
+            "actor_target.features_extractor": 0.0,
+            "actor_target": 0.0,
+        },
+    },
+    "DiffCrossQ": {
+        True: {
+            "actor.features_extractor": 0.003945,
+            "actor.latent_pi": 0.0018349,
+            "actor.mu": 0.00094324,
+            "actor.log_std": 0.0030734,
+            "actor.schedule": 0.00012027,
+            "actor.denoiser": 0.0082714,
+            "critic": 0.65855,
+            "diffusion_value": 0.010513,
+        },
+        False: {
+            "actor.features_extractor": 0.0064949,
+            "actor.latent_pi": 0.0017092,
+            "actor.mu": 0.00134,
+            "actor.log_std": 0.0015095,
+            "actor.schedule": 0.00023202,
+            "actor.denoiser": 0.013236,
+            "critic.features_extractor": 0.24247,
+            "critic": 0.65408,
+            "diffusion_value": 0.051367,
+        },
+    },
+    "DiffTQC": {
+        True: {
+            "actor.features_extractor": 0.01304,
+            "actor.latent_pi": 0.0044642,
+            "actor.mu": 0.002567,
+            "actor.log_std": 0.0070334,
+            "actor.schedule": 0.00022851,
+            "actor.denoiser": 0.023489,
+            "critic": 0.0048812,
+            "critic_target.features_extractor": 0.19693,
+            "critic_target": 1.6955,
+            "diffusion_value": 0.084768,
+        },
+        False: {
+            "actor.features_extractor": 0.013448,
+            "actor.latent_pi": 0.0042949,
+            "actor.mu": 0.002906,
+            "actor.log_std": 0.0059945,
+            "actor.schedule": 0.00031015,
+            "actor.denoiser": 0.027958,
+            "critic.features_extractor": 0.0016448,
+            "critic": 0.0045915,
+            "critic_target.features_extractor": 0.15011,
+            "critic_target": 1.7043,
+            "diffusion_value": 0.062452,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("share", [True, False])
+def test_every_network_of_the_off_policy_algorithms_moves_as_far_as_when_it_was_recorded(algorithm: Any, share: bool) -> None:
+    assert moved_off_policy(algorithm, share) == pytest.approx(MOVED[algorithm.__name__][share], rel=2e-3, abs=1e-7)

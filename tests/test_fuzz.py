@@ -1,11 +1,20 @@
 """
 Configurations that nobody thought of: every one trains a few steps with finite numbers, or is refused by an error that names
-an argument. A few hundred run with the other tests, always the same ones; ten thousand with ``-m slow``.
+an argument. A few hundred run with the other tests, always the same ones; ten thousand with ``-m slow``, or in parts, others
+for every seed, by
+
+    python tests/test_fuzz.py --seeds 0 10
+
+which counts what became of the 1 000 configurations of each seed and prints those that failed; with any, its status is 1.
 """
 
+import argparse
 import inspect
+import sys
 import tempfile
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +26,8 @@ import torch as th
 from conftest import ALGORITHMS
 from envs_for_tests import BatchNormDropoutExtractor, CountingExtractor
 from gymnasium import spaces
-from hypothesis import HealthCheck, event, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
-from hypothesis.strategies import DataObject
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
@@ -380,56 +388,96 @@ def outcome(algorithm: Any, config: Config) -> str:
     return "trained"
 
 
-def fuzz(algorithm: Any, n: int) -> Callable[[], None]:
-    @settings(
-        max_examples=n,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-    )
-    @given(configurations(algorithm))
+def refused_as_bad(algorithm: Any, config: Config) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises((ValueError, TypeError, AssertionError)) as info:
+            build(algorithm, config)
+    # Another argument may come first, where it does not fit either.
+    assert names_an_argument(info.value, algorithm, config), info.value
+    return "bad argument refused"
+
+
+@st.composite
+def bad_configurations(draw: Any, algorithm: Any) -> Config:
+    """One argument of a configuration must be refused."""
+    config = draw(configurations(algorithm))
+    where = draw(one_of("arguments", "policy_kwargs"))
+    bad = BAD | (BAD_ON_POLICY if algorithm is DiffPPO else BAD_OFF_POLICY)
+    choices = bad if where == "arguments" else BAD_POLICY
+    name = draw(one_of(*sorted(choices)))
+    return config | {where: config[where] | {name: draw(choices[name])}}
+
+
+KINDS: dict[str, tuple[Any, Callable[[Any, Config], str]]] = {
+    "good": (configurations, outcome),
+    "bad": (bad_configurations, refused_as_bad),
+}
+
+
+def fuzz(algorithm: Any, kind: str, n: int, number: int | None = None) -> Counter[str]:
+    """
+    :param kind: of configurations
+    :param n: how many
+    :param number: seed; None: always the same ones, and the first failure is an error, made as small as possible
+    :return: how often each outcome was seen
+    """
+    strategy, judge = KINDS[kind]
+    chosen = dict(derandomize=True) if number is None else dict(phases=[Phase.generate])
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=n, deadline=None, database=None, suppress_health_check=list(HealthCheck), **chosen)
+    @given(strategy(algorithm))
     def run(config: Config) -> None:
         note(repr(config))
-        event(outcome(algorithm, config))
+        try:
+            counts[judge(algorithm, config).split(":")[0]] += 1
+        except Exception:
+            if number is None:
+                raise
+            counts["FAILED"] += 1
+            traceback.print_exc()
+            print(f"FAILED, {kind}: {algorithm.__name__}, {config!r}", flush=True)
 
-    return run
-
-
-def fuzz_bad(algorithm: Any, n: int) -> Callable[[], None]:
-    bad = BAD | (BAD_ON_POLICY if algorithm is DiffPPO else BAD_OFF_POLICY)
-
-    @settings(max_examples=n, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(configurations(algorithm), st.data())
-    def run(config: Config, data: DataObject) -> None:
-        where = data.draw(one_of("arguments", "policy_kwargs"))
-        choices = bad if where == "arguments" else BAD_POLICY
-        name = data.draw(one_of(*sorted(choices)))
-        config[where] = config[where] | {name: data.draw(choices[name])}
-        note(repr(config))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with pytest.raises((ValueError, TypeError, AssertionError)) as info:
-                build(algorithm, config)
-            # Another argument may come first, where it does not fit either.
-            assert names_an_argument(info.value, algorithm, config), info.value
-
-    return run
+    (run if number is None else seed(number)(run))()
+    return counts
 
 
 @pytest.mark.parametrize("algorithm", ALL)
 def test_every_configuration_trains_with_finite_numbers_or_is_refused_by_name(algorithm: Any) -> None:
-    fuzz(algorithm, 40)()
+    fuzz(algorithm, "good", 40)
 
 
 @pytest.mark.parametrize("algorithm", ALL)
 def test_every_bad_argument_is_refused_by_name_before_anything_starts(algorithm: Any) -> None:
-    fuzz_bad(algorithm, 60)()
+    fuzz(algorithm, "bad", 60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALL)
 def test_ten_thousand_configurations_train_or_are_refused(algorithm: Any) -> None:
-    fuzz(algorithm, 1_500)()
-    fuzz_bad(algorithm, 500)()
+    fuzz(algorithm, "good", 1_500)
+    fuzz(algorithm, "bad", 500)
+
+
+def main() -> int:
+    """The configurations of some seeds, counted."""
+    parser = argparse.ArgumentParser(description="Train configurations that nobody thought of.")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 10), metavar=("FIRST", "END"), help="END is not run itself")
+    parser.add_argument("--examples", type=int, default=200, help="of each algorithm and seed, a quarter bad (%(default)s)")
+    parser.add_argument("--algorithms", nargs="+", default=[one.__name__ for one in ALL], metavar="NAME")
+    arguments = parser.parse_args()
+    th.set_num_threads(1)
+    in_all: Counter[str] = Counter()
+    n_bad = arguments.examples // 4
+    for number in range(*arguments.seeds):
+        for algorithm in (one for one in ALL if one.__name__ in arguments.algorithms):
+            counts = fuzz(algorithm, "good", arguments.examples - n_bad, number) + fuzz(algorithm, "bad", n_bad, number)
+            in_all += counts
+            print(f"seed {number}, {algorithm.__name__}: {dict(counts)}", flush=True)
+    print(f"{in_all.total()} configurations: {dict(in_all)}")
+    return int("FAILED" in in_all)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,8 @@
 """What editors, documentation and a mistyped argument show of the constructors."""
 
 import inspect
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, get_type_hints
 
 import pytest
 from conftest import ALGORITHMS, BASES, SMALL, SMALL_ON_POLICY
@@ -11,6 +12,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_diffusion import DiffPPO
+from sb3_diffusion.common.actor import DiffusionActor
+from sb3_diffusion.common.diffusion_arguments import DiffusionArguments, DiffusionKeywords
+from sb3_diffusion.common.networks import StepConditionedMLP
 
 ALL: list[Any] = [*ALGORITHMS, DiffPPO]
 ALIASES = {"MlpPolicy": FlattenExtractor, "CnnPolicy": NatureCNN, "MultiInputPolicy": CombinedExtractor}
@@ -99,3 +103,35 @@ def test_arguments_without_effect_are_warned_of(algorithm: Any, recwarn: pytest.
         (name,) = given.get("policy_kwargs", given)
         with pytest.warns(UserWarning, match=f"{name}=.* has no effect"):
             make(algorithm, **given)
+
+
+@pytest.mark.parametrize("shows", [*(algorithm.policy_aliases["MlpPolicy"] for algorithm in ALL), DiffusionActor])
+def test_the_arguments_of_the_diffusion_are_shown_with_their_defaults_and_taken_by_name_or_position(shows: Any) -> None:
+    shown = inspect.signature(shows).parameters
+    defaults = asdict(DiffusionArguments())
+    assert {name: shown[name].default for name in defaults} == defaults
+    assert {name: shown[name].annotation for name in defaults} == get_type_hints(DiffusionArguments)
+    given = dict(observation_space=SPACES["MlpPolicy"], action_space=spaces.Box(-1, 1, (2,)), net_arch=[8])
+    given |= dict(lr_schedule=lambda _: 1e-3, features_dim=3, features_extractor=FlattenExtractor(SPACES["MlpPolicy"]))
+    chosen = dict(diffusion_steps=3, noise_schedule=[0.1, 0.2, 0.3], beta_max=0.3, state_dependent_readout=False)
+    values = [(given | chosen).get(name, parameter.default) for name, parameter in shown.items()]
+    by_name = shows(**{name: value for name, value in (given | chosen).items() if name in shown})
+    for made in (by_name, shows(*values)):
+        assert {name: made.diffusion_kwargs[name] for name in defaults} == defaults | chosen
+
+
+def test_type_checkers_and_editors_see_the_same_arguments_of_the_diffusion() -> None:
+    assert get_type_hints(DiffusionKeywords) == {field.name: field.type for field in fields(DiffusionArguments)}
+
+
+def test_the_network_of_the_reverse_kernel_may_be_ones_own() -> None:
+    class Denoiser(StepConditionedMLP):
+        pass
+
+    class Actor(DiffusionActor):
+        def make_denoiser(self, *args: Any) -> StepConditionedMLP:
+            return Denoiser(*args)
+
+    space = SPACES["MlpPolicy"]
+    actor = Actor(space, spaces.Box(-1, 1, (2,)), [8], FlattenExtractor(space), 3)
+    assert type(actor.denoiser) is Denoiser and not actor.denoiser.body[-1].weight.any()

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch as th
 from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY, differing, full_state
 from envs_for_tests import StrictBoxEnv
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_diffusion import DiffPPO, DiffSAC
 from sb3_diffusion.common.finite import NotFinite
@@ -101,41 +105,69 @@ def save_again_and_again(model: Any, folder: Path) -> None:
             model.save_replay_buffer(folder / "buffer")
 
 
-def kill_while_saving(algorithm: Any, folder: Path, times: int) -> int:
+def learn_with_checkpoints(model: Any, folder: Path) -> None:
+    callbacks = [
+        CheckpointCallback(1, str(folder), "model", save_replay_buffer=True),
+        EvalCallback(Monitor(StrictBoxEnv()), n_eval_episodes=1, eval_freq=1, best_model_save_path=str(folder), verbose=0),
+    ]
+    while True:
+        model.learn(40, callback=callbacks)  # under the same names again and again
+
+
+def kill_while_saving(algorithm: Any, folder: Path, times: int, work: Any = save_again_and_again) -> int:
     """:return: how many kills left an unfinished file behind"""
     random, unfinished = np.random.default_rng(0), 0
     model = make(algorithm).learn(20)
     model.save(folder / "model")
     for _ in range(times):
-        process = multiprocessing.get_context("fork").Process(target=save_again_and_again, args=(model, folder))
+        process = multiprocessing.get_context("fork").Process(target=work, args=(model, folder))
         process.start()
         time.sleep(float(random.uniform(0.02, 0.2)))
         process.kill()
         process.join()
-        loaded = algorithm.load(folder / "model")
-        assert not differing(full_state(model), full_state(loaded))
-        if (folder / "buffer.pkl").exists():
-            loaded.load_replay_buffer(folder / "buffer")
-        left = [path for path in folder.iterdir() if path.name not in ("model.zip", "buffer.pkl")]
-        unfinished += bool(left)
-        for path in left:
-            path.unlink()
+        for path in folder.iterdir():
+            if path.name.startswith("."):
+                unfinished += 1
+                path.unlink()
+            elif path.suffix == ".zip":
+                loaded = algorithm.load(path)
+                if work is save_again_and_again:
+                    assert not differing(full_state(model), full_state(loaded))
+        for path in folder.glob("*.pkl"):
+            loaded.load_replay_buffer(path)
     return unfinished
 
 
+WORK = pytest.mark.parametrize("work", [save_again_and_again, learn_with_checkpoints], ids=lambda work: work.__name__)
+
+
+@WORK
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffPPO])
-def test_a_process_that_is_killed_while_it_saves_leaves_the_earlier_file(algorithm: Any, tmp_path: Path) -> None:
-    kill_while_saving(algorithm, tmp_path, 5)
+def test_a_process_that_is_killed_while_it_saves_leaves_the_earlier_file(algorithm: Any, work: Any, tmp_path: Path) -> None:
+    kill_while_saving(algorithm, tmp_path, 5, work)
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_while_saving_leave_a_file_that_loads(tmp_path: Path) -> None:
+@WORK
+def test_a_hundred_kills_while_saving_leave_files_that_load(work: Any, tmp_path: Path) -> None:
     # Otherwise none of them hit what they were aimed at.
-    assert kill_while_saving(DiffSAC, tmp_path, 100) > 10
+    assert kill_while_saving(DiffSAC, tmp_path, 100, work) > 10
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.parametrize("algorithm", ALL)
-def test_a_full_disk_is_an_error_and_leaves_the_earlier_file(algorithm: Any, tmp_path: Path) -> None:
+def test_a_save_that_fails_half_way_is_an_error_and_leaves_the_earlier_file(algorithm: Any, tmp_path: Path) -> None:
     model = make(algorithm).learn(20)
     saves = [(model.save, "model.zip")]
     if algorithm is not DiffPPO:
@@ -143,18 +175,42 @@ def test_a_full_disk_is_an_error_and_leaves_the_earlier_file(algorithm: Any, tmp
     for save, name in saves:
         save(tmp_path / name)
         earlier = (tmp_path / name).read_bytes()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (len(earlier) // 2, hard))
-            with pytest.raises((OSError, RuntimeError)):
-                save(tmp_path / name)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            signal.signal(signal.SIGXFSZ, ignored)
+        with no_file_larger_than(len(earlier) // 2), pytest.raises((OSError, RuntimeError)):
+            save(tmp_path / name)
         assert [path.name for path in tmp_path.iterdir()] == [name]
         assert (tmp_path / name).read_bytes() == earlier
         (tmp_path / name).unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_full_disk_is_an_error_and_leaves_the_earlier_files(algorithm: Any, small_disk: Path) -> None:
+    model = make(algorithm).learn(20)
+    saves = [(model.save, "model.zip")]
+    if algorithm is not DiffPPO:
+        saves.append((model.save_replay_buffer, "buffer.pkl"))
+    for save, name in saves:
+        save(small_disk / name)
+    earlier = {name: (small_disk / name).read_bytes() for _, name in saves}
+    with pytest.raises(OSError, match="No space left"), (small_disk / "filling").open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    for save, name in saves:
+        with pytest.raises((OSError, RuntimeError)):
+            save(small_disk / name)
+        assert {path.name: path.read_bytes() for path in small_disk.iterdir() if path.name != "filling"} == earlier
+    loaded = algorithm.load(small_disk / "model.zip")
+    assert not differing(full_state(model), full_state(loaded))
 
 
 # Determinism
@@ -175,9 +231,6 @@ th.save(full_state(evaluated(getattr(sb3_diffusion, sys.argv[2]), True)), sys.ar
 
 
 def evaluated(algorithm: Any, evaluates: bool) -> Any:
-    from stable_baselines3.common.callbacks import EvalCallback
-    from stable_baselines3.common.monitor import Monitor
-
     callback = EvalCallback(Monitor(StrictBoxEnv()), n_eval_episodes=2, eval_freq=7, verbose=0) if evaluates else None
     return make(algorithm).learn(48, callback=callback)
 

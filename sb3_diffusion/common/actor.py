@@ -1,8 +1,9 @@
 """The diffusion actor that all algorithms share (docs/method.md, "The policy")."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -12,18 +13,18 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor
 from torch import nn
+from typing_extensions import Unpack
 
+from sb3_diffusion.common.diffusion_arguments import DiffusionArguments, DiffusionKeywords, with_diffusion_arguments
 from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import DiffusionStateMixin
-from sb3_diffusion.common.validation import check_choice, check_number
+from sb3_diffusion.common.validation import check_choice
 from sb3_diffusion.diffusion import (
-    KERNELS,
     Denoiser,
     NoiseSchedule,
     expected_log_prob,
     find_mode,
-    make_betas,
     mode_noise,
     noising_moments,
     probe_noise,
@@ -100,20 +101,15 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     With the state-dependent read-out, ``m`` and ``log c`` are the heads of SB3's own SAC actor, so the untrained diffusion
     *is* SAC's squashed Gaussian. Source: arXiv 2512.02019; docs/method.md.
 
-    Parameters not listed are those of :class:`stable_baselines3.sac.policies.Actor`.
+    Parameters not listed are those of :class:`stable_baselines3.sac.policies.Actor` and of
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`.
 
-    :param diffusion_steps: K ≥ 1
-    :param prior_std: ν, from 1e-6 to 1e6
-    :param kernel: "vp" (exact variance-preserving kernels) or "euler" (the paper's)
-    :param noise_schedule: "linear", "geometric", "cosine", or the betas ``β_1 … β_K``
-    :param beta_min: β_1 of the linear and geometric schedules, from 1e-8 on and below 1
-    :param beta_max: β_K of the linear and geometric schedules, from 1e-8 on and below 1
-    :param learn_schedule: learn one β per step and action dimension, starting from the schedule
-    :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
-    :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
+
+    # SAC's Actor is the base for what SB3's code and users hold an actor to (SACPolicy.actor, the arguments in its files), and
+    # for its network latent_pi, mu, log_std, which is the read-out. Its Gaussian alone has no use here: chains take its place.
 
     min_heads: th.Tensor
     max_heads: th.Tensor
@@ -121,6 +117,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     probe_residual: th.Tensor
     mode_noise: th.Tensor
 
+    @with_diffusion_arguments
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -135,27 +132,13 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         use_expln: bool = False,
         clip_mean: float = 2.0,
         normalize_images: bool = True,
-        diffusion_steps: int = 4,
-        prior_std: float = 1.0,
-        kernel: str = "vp",
-        noise_schedule: str | Sequence[float] = "linear",
-        beta_min: float = 0.05,
-        beta_max: float = 0.2,
-        learn_schedule: bool = False,
-        learn_variance: bool = True,
-        state_dependent_readout: bool = True,
         squash_output: bool = True,
+        **diffusion: Unpack[DiffusionKeywords],
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
-        check_number("diffusion_steps", diffusion_steps, 1, integer=True)
-        check_number("prior_std", prior_std, 1e-6, 1e6)
-        check_choice("kernel", kernel, KERNELS)
-        flags = dict(learn_schedule=learn_schedule, learn_variance=learn_variance, squash_output=squash_output)
-        flags |= dict(state_dependent_readout=state_dependent_readout)
-        for name, flag in flags.items():
-            check_choice(name, flag, (False, True))
-        betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
+        check_choice("squash_output", squash_output, (False, True))
+        arguments = DiffusionArguments(**diffusion)
         super().__init__(
             observation_space,
             action_space,
@@ -171,48 +154,44 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
             normalize_images,
         )
         self._squash_output = squash_output
-        self.diffusion_steps = diffusion_steps
-        self.prior_std = prior_std
-        self.diffusion_kwargs: dict[str, Any] = dict(
-            diffusion_steps=diffusion_steps,
-            prior_std=prior_std,
-            kernel=kernel,
-            noise_schedule=noise_schedule,
-            beta_min=beta_min,
-            beta_max=beta_max,
-            learn_schedule=learn_schedule,
-            learn_variance=learn_variance,
-            state_dependent_readout=state_dependent_readout,
-            squash_output=squash_output,
-        )
-        self.learn_variance = learn_variance
-        self.state_dependent_readout = state_dependent_readout
+        self.diffusion_kwargs: dict[str, Any] = dict(asdict(arguments), squash_output=squash_output)
+        self.diffusion_steps, self.prior_std = arguments.diffusion_steps, arguments.prior_std
+        self.learn_variance = arguments.learn_variance
+        self.state_dependent_readout = arguments.state_dependent_readout
         self.action_dim = get_action_dim(action_space)
-        self.schedule = NoiseSchedule(betas, self.action_dim, prior_std, kernel, learn_schedule)
-        bounds = th.tensor([[-MAX_DRIFT, MAX_DRIFT], [MIN_LOG_SCALE, MAX_LOG_SCALE]][: 2 if learn_variance else 1])
+        self.schedule = NoiseSchedule(
+            arguments.betas(), self.action_dim, self.prior_std, arguments.kernel, arguments.learn_schedule
+        )
+        bounds = th.tensor([[-MAX_DRIFT, MAX_DRIFT], [MIN_LOG_SCALE, MAX_LOG_SCALE]][: 2 if self.learn_variance else 1])
         min_heads, max_heads = bounds.repeat_interleave(self.action_dim, dim=0).unbind(dim=1)
         self.register_buffer("min_heads", min_heads, persistent=False)
         self.register_buffer("max_heads", max_heads, persistent=False)
-        self.denoiser = self._make_denoiser(
-            features_dim, self.action_dim, diffusion_steps, len(min_heads), net_arch, activation_fn, prior_std
+        self.denoiser = self.make_denoiser(
+            features_dim, self.action_dim, self.diffusion_steps, len(min_heads), net_arch, activation_fn, self.prior_std
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()
-        if state_dependent_readout:
+        if self.state_dependent_readout:
             for layer in (self.mu, self.log_std):
                 for parameter in layer.parameters():  # type: ignore[union-attr]
                     nn.init.zeros_(parameter)
         else:
             del self.latent_pi, self.mu, self.log_std
         buffers = dict(
-            probe_noise=probe_noise(diffusion_steps, self.action_dim),
+            probe_noise=probe_noise(self.diffusion_steps, self.action_dim),
             probe_residual=probe_residual(),
-            mode_noise=mode_noise(diffusion_steps, self.action_dim),
+            mode_noise=mode_noise(self.diffusion_steps, self.action_dim),
         )
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def _make_denoiser(self, *args: Any) -> StepConditionedMLP:
+    def make_denoiser(self, *args: Any) -> StepConditionedMLP:
+        """
+        A hook for networks of one's own.
+
+        :param args: all of :class:`~sb3_diffusion.common.networks.StepConditionedMLP`, in its order
+        :return: the network of the reverse kernel; its last layer is set to zero afterwards
+        """
         return StepConditionedMLP(*args)
 
     @contextmanager

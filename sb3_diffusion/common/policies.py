@@ -12,24 +12,12 @@ from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
 
-# The arguments of a policy that are its actor's own (DiffusionActor)
-DIFFUSION_ARGUMENTS = (
-    "diffusion_steps",
-    "prior_std",
-    "kernel",
-    "noise_schedule",
-    "beta_min",
-    "beta_max",
-    "learn_schedule",
-    "learn_variance",
-    "state_dependent_readout",
-)
-
 
 class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePolicy):
     """
     Replaces the actor of an off-policy policy class (SAC's, TQC's, CrossQ's) and adds ``diffusion_value``. A class sets
-    ``diffusion_kwargs``, the :data:`DIFFUSION_ARGUMENTS`, before its base builds the networks.
+    ``diffusion_kwargs``, its :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`, before its base builds the
+    networks.
     """
 
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor

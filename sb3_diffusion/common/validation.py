@@ -49,7 +49,7 @@ def warn_without_effect(**given: tuple[Any, Any]) -> None:
     :param given: by name, the value that was given and the default
     """
     for name, (value, default) in given.items():
-        if value != default:
+        if value is not None and value != default:  # policy files of SB3 hold None for what they leave out
             warnings.warn(
                 f"{name}={value!r} has no effect: it belongs to gSDE, which diffusion policies do not have", stacklevel=4
             )

@@ -1,6 +1,6 @@
 """Policies of DiffCrossQ: CrossQ's batch-renormalised critics, a diffusion actor, and the diffusion value function."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch as th
@@ -14,11 +14,13 @@ from stable_baselines3.common.torch_layers import (
 )
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
+from typing_extensions import Unpack
 
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.critics import without_branches
+from sb3_diffusion.common.diffusion_arguments import DiffusionArguments, DiffusionKeywords, with_diffusion_arguments
 from sb3_diffusion.common.networks import fused_by_default
-from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
+from sb3_diffusion.common.policies import DiffusionPolicyMixin
 from sb3_diffusion.common.validation import (
     check_choice,
     check_network_arguments,
@@ -40,8 +42,9 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     and in sb3-contrib's own ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain). Batch renormalisation
     is the critics' alone.
 
-    Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are explained in
-    :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
+    Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
+    says otherwise.
 
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect
@@ -51,6 +54,7 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     """
 
     @with_hints
+    @with_diffusion_arguments
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -73,17 +77,9 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 2,
         share_features_extractor: bool = False,
-        diffusion_steps: int = 4,
-        prior_std: float = 1.0,
-        kernel: str = "vp",
-        noise_schedule: str | Sequence[float] = "linear",
-        beta_min: float = 0.05,
-        beta_max: float = 0.2,
-        learn_schedule: bool = False,
-        learn_variance: bool = True,
-        state_dependent_readout: bool = True,
+        **diffusion: Unpack[DiffusionKeywords],
     ) -> None:
-        self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
+        self.diffusion_kwargs = asdict(DiffusionArguments(**diffusion))
         check_choice("batch_norm", batch_norm, (False, True))
         check_number("batch_norm_momentum", batch_norm_momentum, 0, 1, exclusive=True)
         check_number("batch_norm_eps", batch_norm_eps, 0, exclusive=True)

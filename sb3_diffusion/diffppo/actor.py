@@ -167,9 +167,9 @@ class ChainActor(BoxScalingMixin, DiffusionActor):
 
         self._train_all(finetune_steps is None)
 
-    def _make_denoiser(self, *args: Any) -> StepConditionedMLP:
+    def make_denoiser(self, *args: Any) -> StepConditionedMLP:
         if self.finetune_steps is None:
-            return super()._make_denoiser(*args)
+            return super().make_denoiser(*args)
         diffusion_steps = args[2]
         check_number("finetune_steps", self.finetune_steps, 1, diffusion_steps, integer=True)
         return PartlyFrozenMLP(*args, learned_steps=self.finetune_steps)

@@ -1,6 +1,6 @@
 """Policies of DiffPPO: a diffusion actor and a value function that sees state, latent and diffusion step."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +13,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
+from typing_extensions import Unpack
 
+from sb3_diffusion.common.diffusion_arguments import DiffusionArguments, DiffusionKeywords, with_diffusion_arguments
 from sb3_diffusion.common.finite import FinitePredictionsMixin
 from sb3_diffusion.common.networks import StepConditionedMLP, fused_by_default
 from sb3_diffusion.common.saving import DiffusionStateMixin, refuse_other_loaders
@@ -70,8 +72,8 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
     log-probability of an action, this class speaks of chains: a diffusion policy has no exact one. SB3's PPO cannot train it.
 
     Parameters not listed are those of :class:`stable_baselines3.common.policies.ActorCriticPolicy`; the diffusion's own are
-    explained in :class:`~sb3_diffusion.diffppo.actor.ChainActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says
-    otherwise.
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`, ``finetune_steps`` and ``min_std`` those of
+    :class:`~sb3_diffusion.diffppo.actor.ChainActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
 
     :param squash_output: actions are ``tanh(a^0)``, rescaled to the box; else ``a^0`` itself, clipped to the box as PPO's are
     :param full_std: only for gSDE, without effect
@@ -86,6 +88,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
     default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     @with_hints
+    @with_diffusion_arguments
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -105,32 +108,14 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
-        diffusion_steps: int = 4,
-        prior_std: float = 1.0,
-        kernel: str = "vp",
-        noise_schedule: str | Sequence[float] = "linear",
-        beta_min: float = 0.05,
-        beta_max: float = 0.2,
-        learn_schedule: bool = False,
-        learn_variance: bool = True,
-        state_dependent_readout: bool = True,
         finetune_steps: int | None = None,
         min_std: float = 0.0,
+        **diffusion: Unpack[DiffusionKeywords],
     ) -> None:
         refuse_other_loaders()
+        arguments = DiffusionArguments(**diffusion)
         self.diffusion_kwargs: dict[str, Any] = dict(
-            diffusion_steps=diffusion_steps,
-            prior_std=prior_std,
-            kernel=kernel,
-            noise_schedule=noise_schedule,
-            beta_min=beta_min,
-            beta_max=beta_max,
-            learn_schedule=learn_schedule,
-            learn_variance=learn_variance,
-            state_dependent_readout=state_dependent_readout,
-            squash_output=squash_output,
-            finetune_steps=finetune_steps,
-            min_std=min_std,
+            asdict(arguments), squash_output=squash_output, finetune_steps=finetune_steps, min_std=min_std
         )
         warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
@@ -158,7 +143,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         if net_arch is None:
             # SB3's default for images is a linear head, and a linear denoiser could hold no second mode.
             net_arch = dict(pi=[64, 64], vf=[64, 64])
-        if log_std_init != 0 and not state_dependent_readout:
+        if log_std_init != 0 and not arguments.state_dependent_readout:
             raise ValueError(f"log_std_init={log_std_init!r} needs state_dependent_readout=True; without it set prior_std")
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = dict(eps=1e-5)  # SB3's choice for PPO, which it makes only where nothing is given

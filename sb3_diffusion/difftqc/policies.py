@@ -1,6 +1,6 @@
 """Policies of DiffTQC: TQC's quantile critics, a diffusion actor, and the diffusion value function."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch as th
@@ -13,9 +13,11 @@ from stable_baselines3.common.torch_layers import (
 )
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
+from typing_extensions import Unpack
 
+from sb3_diffusion.common.diffusion_arguments import DiffusionArguments, DiffusionKeywords, with_diffusion_arguments
 from sb3_diffusion.common.networks import fused_by_default
-from sb3_diffusion.common.policies import DIFFUSION_ARGUMENTS, DiffusionPolicyMixin
+from sb3_diffusion.common.policies import DiffusionPolicyMixin
 from sb3_diffusion.common.validation import check_network_arguments, check_number, warn_without_effect, with_hints
 
 
@@ -24,8 +26,9 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
     SAC's policy class with a diffusion actor. Works in :class:`~sb3_diffusion.DiffSAC` (one reverse step of gradient) and in
     SB3's own ``SAC(DiffusionTQCPolicy, env)`` (gradient through the whole chain).
 
-    Parameters not listed are those of :class:`sb3_contrib.tqc.policies.TQCPolicy`; the diffusion's own are explained in
-    :class:`~sb3_diffusion.common.actor.DiffusionActor`. Adam and AdamW run fused unless ``optimizer_kwargs`` says otherwise.
+    Parameters not listed are those of :class:`sb3_contrib.tqc.policies.TQCPolicy`; the diffusion's own are
+    :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
+    says otherwise.
 
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect
@@ -35,6 +38,7 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
     """
 
     @with_hints
+    @with_diffusion_arguments
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -54,17 +58,9 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
         n_quantiles: int = 25,
         n_critics: int = 2,
         share_features_extractor: bool = False,
-        diffusion_steps: int = 4,
-        prior_std: float = 1.0,
-        kernel: str = "vp",
-        noise_schedule: str | Sequence[float] = "linear",
-        beta_min: float = 0.05,
-        beta_max: float = 0.2,
-        learn_schedule: bool = False,
-        learn_variance: bool = True,
-        state_dependent_readout: bool = True,
+        **diffusion: Unpack[DiffusionKeywords],
     ) -> None:
-        self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
+        self.diffusion_kwargs = asdict(DiffusionArguments(**diffusion))
         check_number("n_quantiles", n_quantiles, 1, integer=True)
         warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))
         check_number("n_critics", n_critics, 1, integer=True)

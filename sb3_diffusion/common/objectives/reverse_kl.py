@@ -6,7 +6,7 @@ import torch as th
 
 from sb3_diffusion.common.chains import SampledChains, TensorOrDict
 from sb3_diffusion.common.objectives.base import Objective
-from sb3_diffusion.diffusion import log_det_tanh, read_out
+from sb3_diffusion.diffusion import read_out, readout_log_ratio
 
 
 def mean_over_steps(values: th.Tensor, n_last: int, diffusion_steps: int) -> th.Tensor:
@@ -32,8 +32,8 @@ def per_step_losses(model: Any, states: TensorOrDict, chains: SampledChains, ent
     location, log_scale = model.actor.readout(features[rows[:n_last]])
     actions = read_out(latents[:n_last], location, log_scale)
     q_values = model._decision_values(features, critic_states, th.cat([actions, latents[n_last:]]), kept, ent_coef)
-    readout_log_ratio = th.cat([-log_scale.sum(dim=-1) - log_det_tanh(actions), log_ratios.new_zeros(len(rows) - n_last)])
-    losses = ent_coef * (log_ratios + readout_log_ratio) - q_values
+    of_readout = th.cat([readout_log_ratio(actions, log_scale), log_ratios.new_zeros(len(rows) - n_last)])
+    losses = ent_coef * (log_ratios + of_readout) - q_values
     return {"actor_loss": mean_over_steps(losses, n_last, model.actor.diffusion_steps)}
 
 
