@@ -20,11 +20,14 @@ SelfDiffCrossQ = TypeVar("SelfDiffCrossQ", bound="DiffCrossQ")
 class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
     """
     CrossQ (arXiv 1902.05605) with a diffusion policy (arXiv 2512.02019; docs/method.md, "Critics"):
-    :class:`~sb3_diffusion.DiffSAC` with batch-renormalised critics and without target networks.
+    :class:`~sb3_diffusion.DiffSAC` with batch-renormalised critics, without target networks, and with the gradient through the
+    whole chain.
 
     * critics: ``½ Σ_i (Q_i(s, a) - y)²``, ``y = r + γ (1 - done) (min_i Q_i(s', u') - τ (log p(x'^K) + Σ_k ℓ'_k))`` without a
       gradient, both from one pass over ``(s, a)`` and ``(s', u')`` together, whose statistics normalise it
-    * diffusion value and actor, every ``policy_delay``-th step: as in DiffSAC, with the critics in evaluation mode
+    * actor, every ``policy_delay``-th step: ``τ (log p(x^K) + Σ_k ℓ_k) - min_i Q_i(s, u)``, with the critics in evaluation
+      mode and the gradient through all K steps. With a third of the updates, each must do more: DiffSAC's gradient of one step,
+      ``objective="reverse_kl"``, learns more slowly here (docs/experiments.md), though its memory does not grow with K
 
     The parameters are those of :class:`sb3_contrib.CrossQ`, in the same order, and then those that
     :class:`~sb3_diffusion.DiffSAC` adds; ``ent_coef`` may be a schedule and ``target_entropy`` is one of the path entropy.
@@ -71,7 +74,7 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
         latents_per_state: int = 1,
         torch_compile: bool = False,
         bfloat16_chains: bool = False,
-        objective: str = "reverse_kl",
+        objective: str = "whole_chain",
         own_states: float | str = "auto",
         _init_setup_model: bool = True,
     ):
