@@ -1,6 +1,9 @@
 """Does a policy keep several solutions, and does it hold them in the right proportion?"""
 
 from sb3_diffusion.evaluation.bound_tightness import BoundTightness, bound_tightness
+from sb3_diffusion.evaluation.callback import PolicyPicturesCallback
+from sb3_diffusion.evaluation.chain_plots import animate_denoising, plot_denoising, plot_log_ratios
+from sb3_diffusion.evaluation.critic_plots import plot_actions_and_critic
 from sb3_diffusion.evaluation.density import (
     boltzmann_density,
     histogram_entropy,
@@ -18,10 +21,27 @@ from sb3_diffusion.evaluation.mode_coverage import (
     sample_actions,
     turn_mass,
 )
+from sb3_diffusion.evaluation.episode_plots import EpisodeModes, modes_along_episode, plot_modes_along_episode
+from sb3_diffusion.evaluation.modes import Modes, find_modes
 from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
+from sb3_diffusion.evaluation.policy_chains import EntropyBounds, PolicyChains, entropy_bounds, policy_chains
 from sb3_diffusion.experiments.provenance import provenance
 
 __all__ = [
+    "policy_chains",
+    "plot_modes_along_episode",
+    "plot_log_ratios",
+    "plot_denoising",
+    "plot_actions_and_critic",
+    "modes_along_episode",
+    "find_modes",
+    "entropy_bounds",
+    "animate_denoising",
+    "PolicyPicturesCallback",
+    "PolicyChains",
+    "Modes",
+    "EpisodeModes",
+    "EntropyBounds",
     "BoundTightness",
     "GoalCoverage",
     "MixtureDivergence",

@@ -183,7 +183,7 @@ def draw_plane(axes: Axes, positions: np.ndarray, modes: Modes | None, view: Vie
     """Two dimensions: particles as points, coloured by the mode in which they end."""
     labels = np.zeros(len(positions), dtype=int) if modes is None else modes.labels
     colors = np.array([color_of(mode) if modes is not None else GREY for mode in range(labels.max() + 1)])
-    axes.scatter(*positions.T, s=size, c=colors[labels], alpha=0.5, linewidths=0)
+    axes.scatter(positions[:, 0], positions[:, 1], s=size, c=colors[labels], alpha=0.5, linewidths=0)
     axes.set_xlim(*view.limits[0])
     axes.set_ylim(*view.limits[1])
     bare(axes)
@@ -201,7 +201,9 @@ def plot_plane(scene: Scene) -> Figure:
     for row, state in zip(panels, scene.states, strict=True):
         for axes, k in zip(row, shown, strict=False):
             draw_plane(axes, state.positions[k], state.modes, scene.view)
-            axes.set_title(latent_name(k, last) if k else f"{latent_name(k, last)}\n{shares_text(state.modes)}", fontsize="medium")
+            axes.set_title(
+                latent_name(k, last) if k else f"{latent_name(k, last)}\n{shares_text(state.modes)}", fontsize="medium"
+            )
         for axes, name in zip(row[len(shown) :], names, strict=True):
             draw_plane(axes, scene.beside[name], None, scene.view)
             axes.set_title(name, fontsize="medium")
@@ -338,7 +340,9 @@ def animate_denoising(
             draw(time)
             canvas.draw()
             figure.set_layout_engine("none")  # the first frame's place for the axes, which do not move
-            drawn[time] = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            drawn[time] = (
+                Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            )
         frames.append(drawn[time])
     with replacing(os.fspath(path), ".gif") as temporary:
         options = dict(append_images=frames[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
@@ -389,16 +393,16 @@ def plot_log_ratios(
     if n_states > 1:
         left.legend(frameon=False, fontsize="small", ncols=3, loc="upper center")
         left.margins(y=0.2)
-    places = np.arange(1, n_states + 1)
-    right.vlines(places, bounds.low, bounds.high, color=BLUE, linewidth=8, alpha=0.6, label="entropy of the actions: between")
+    numbers = np.arange(1, n_states + 1)
+    right.vlines(numbers, bounds.low, bounds.high, color=BLUE, linewidth=8, alpha=0.6, label="entropy of the actions: between")
     middle = (bounds.low + bounds.high) / 2
-    right.plot(places, middle, "_", color=BLUE, markersize=12)
-    right.plot(places, bounds.path, "D", color=VERMILLION, markersize=5, label="path entropy: the bound used")
-    for place, path, low, high in zip(places, *bounds, strict=True):
+    right.plot(numbers, middle, "_", color=BLUE, markersize=12)
+    right.plot(numbers, bounds.path, "D", color=VERMILLION, markersize=5, label="path entropy: the bound used")
+    for place, path, low, high in zip(numbers, *bounds, strict=True):
         gaps = dict.fromkeys(f"{bound - path:.2f}" for bound in (low, high))
         where: dict[str, Any] = dict(xytext=(0, -14), textcoords="offset points", ha="center", fontsize="small")
         right.annotate(f"gap {'–'.join(gaps)}", (place, path), **where)
-    right.set_xticks(places, ["" if n_states == 1 else f"state {i}" for i in places])
+    right.set_xticks(numbers, ["" if n_states == 1 else f"state {i}" for i in places])
     right.set_xlim(0.4, n_states + 0.6)
     right.set_ylabel("nats")
     right.margins(y=0.45)

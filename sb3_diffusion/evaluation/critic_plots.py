@@ -153,7 +153,9 @@ def draw_line(figure: Figure, scene: Landscape, places: np.ndarray, values: np.n
     upper.plot(places, values, color=BLUE, linewidth=2)
     upper.set_ylabel("critic $Q(s, u)$")
     edges = np.linspace(*scene.view.limits[0], 61)
-    weights = [np.full((modes.labels == mode).sum(), 1 / len(positions) / (edges[1] - edges[0])) for mode in range(len(modes.shares))]
+    weights = [
+        np.full((modes.labels == mode).sum(), 1 / len(positions) / (edges[1] - edges[0])) for mode in range(len(modes.shares))
+    ]
     parts = [positions[modes.labels == mode] for mode in range(len(modes.shares))]
     lower.hist(parts, edges, weights=weights, stacked=True, color=[color_of(mode) for mode in range(len(parts))], alpha=0.75)  # type: ignore[arg-type]
     if tau is not None:
@@ -184,7 +186,7 @@ def draw_plane(scene: Landscape, places: list[np.ndarray], values: np.ndarray) -
     figure.colorbar(shades, ax=axes, label="critic $Q(s, u)$", shrink=0.9)
     positions, labels = scene.view.project(scene.actions), scene.modes.labels
     colors = np.array([color_of(mode) for mode in range(len(scene.modes.shares))])
-    axes.scatter(*positions.T, s=7, c=colors[labels], alpha=0.55, linewidths=0)
+    axes.scatter(positions[:, 0], positions[:, 1], s=7, c=colors[labels], alpha=0.55, linewidths=0)
     deterministic = scene.view.project(scene.mode)
     star: dict[str, Any] = dict(marker="*", s=170, color="white", edgecolor="black", zorder=4, label="deterministic action")
     axes.scatter(*deterministic, **star)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_diffusion.common.actor import DiffusionActor
@@ -75,6 +76,11 @@ def observation_tensors(model: BaseAlgorithm, observations: Observation) -> Tens
     :return: (S, …), or such a dictionary
     :raises ValueError: if they are not of the model's observation space, or not finite
     """
+    space = model.observation_space
+    keys = set(space.spaces) if isinstance(space, spaces.Dict) else None
+    if (set(observations) if isinstance(observations, dict) else None) != keys:
+        wanted = "no dictionary" if keys is None else f"a dictionary with the keys {sorted(keys)}"
+        raise ValueError(f"observations={observations!r} are none of {space}; allowed: {wanted}")
     if not isinstance(observations, dict):
         observations = np.asarray(observations)
     problem = first_not_finite("observation", observations)
@@ -181,7 +187,9 @@ class Sampler:
 
 
 def to_numpy(nested: Any) -> Any:
-    """:return: lists and tuples of tensors as arrays"""
+    """:return: the tensors of lists, tuples and dictionaries as arrays"""
+    if isinstance(nested, dict):
+        return {key: to_numpy(part) for key, part in nested.items()}
     if isinstance(nested, (list, tuple)):
         return [to_numpy(part) for part in nested]
     return nested.cpu().numpy() if isinstance(nested, th.Tensor) else nested

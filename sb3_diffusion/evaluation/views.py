@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -97,9 +97,9 @@ def check_dims(dims: Dims, d: int, names: Sequence[str]) -> tuple[int, ...] | st
         if dims in names:
             return dims
     else:
-        given = tuple(dims) if isinstance(dims, Sequence) else (dims,)
-        numbers = all(isinstance(dim, Integral) and not isinstance(dim, bool) and 0 <= dim < d for dim in given)
-        if numbers and len(given) in (1, 2) and len(set(given)) == len(given):
+        given: tuple[Any, ...] = tuple(dims) if isinstance(dims, Sequence) else (dims,)
+        numbers = all(isinstance(dim, Integral) and not isinstance(dim, bool) for dim in given)
+        if numbers and len(given) in (1, 2) and len(set(given)) == len(given) and all(0 <= dim < d for dim in given):
             return tuple(int(dim) for dim in given)
     raise ValueError(
         f"dims={dims!r} must be one or two different dimensions from 0 to {d - 1}, {' or '.join(map(repr, names))}, or None"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from sb3_diffusion.evaluation.style import COLORS, DPI, WIDTH, bare
 from sb3_diffusion.experiments.comparison import Comparison, words
 from sb3_diffusion.experiments.reading import Run
 from sb3_diffusion.experiments.statistics import (
@@ -20,13 +21,9 @@ from sb3_diffusion.experiments.statistics import (
     performance_profile,
 )
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), which colour-blind people can tell apart; where it ends, it begins again
-# with other lines.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Where the colours end, they begin again with other lines.
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WIDTH = 9.0  # inches; at 110 dots per inch what GitHub shows of a README
-DPI = 110
 PLACES = 200  # of a curve over wall-clock time, of a profile
 INTERVAL = "95 % stratified bootstrap interval"
 AXES = {"timesteps": ("environment steps", 1.0), "seconds": ("wall-clock hours", 1 / 3600)}
@@ -84,8 +81,7 @@ def new_figure(comparison: Comparison, panels: Sequence[Panel], height: float = 
     for unused in every[len(panels) :]:
         unused.axis("off")
     for axes in (used := list(every[: len(panels)])):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3, linewidth=0.6)
+        bare(axes)
     return figure, used
 
 
