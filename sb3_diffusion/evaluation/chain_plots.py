@@ -402,7 +402,7 @@ def plot_log_ratios(
         gaps = dict.fromkeys(f"{bound - path:.2f}" for bound in (low, high))
         where: dict[str, Any] = dict(xytext=(0, -14), textcoords="offset points", ha="center", fontsize="small")
         right.annotate(f"gap {'–'.join(gaps)}", (place, path), **where)
-    right.set_xticks(numbers, ["" if n_states == 1 else f"state {i}" for i in places])
+    right.set_xticks(numbers, ["" if n_states == 1 else f"state {i}" for i in numbers])
     right.set_xlim(0.4, n_states + 0.6)
     right.set_ylabel("nats")
     right.margins(y=0.45)
