@@ -31,7 +31,6 @@ from sb3_diffusion.evaluation import (
     policy_chains,
 )
 from sb3_diffusion.evaluation.critic_plots import critic_values
-from sb3_diffusion.evaluation.policy_chains import observation_tensors
 from sb3_diffusion.evaluation.views import orthonormal, principal_axes
 from sb3_diffusion.plot import plot
 

@@ -15,7 +15,7 @@ from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.evaluation.chain_plots import color_of, in_order, shares_text
 from sb3_diffusion.evaluation.modes import FEWEST_SAMPLES, Modes, find_modes
 from sb3_diffusion.evaluation.policy_chains import Sampler, diffusion_actor, evaluation_mode, number_of, observation_tensors
-from sb3_diffusion.evaluation.style import BLACK, BLUE, DPI, VERMILLION, WIDTH, bare
+from sb3_diffusion.evaluation.style import BLACK, BLUE, DPI, WIDTH, bare
 from sb3_diffusion.evaluation.views import Dims, View, along_dimensions, check_dims, through_modes
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from sb3_diffusion.evaluation.style import COLORS, DPI, WIDTH, bare
-from sb3_diffusion.experiments.comparison import Comparison, words
+from sb3_diffusion.experiments.comparison import Comparison, readable, words
 from sb3_diffusion.experiments.reading import Run
 from sb3_diffusion.experiments.statistics import (
     Estimate,
@@ -53,7 +53,7 @@ def style(index: int) -> dict[str, Any]:
 def label(comparison: Comparison, variant: str) -> str:
     """:return: the variant and its seeds"""
     most = max(len(comparison.select(variant, environment)) for environment in comparison.environments)
-    return f"{variant} ({comparison.seeds(variant)}{', no interval' if most == 1 else ''})"
+    return f"{readable(variant)} ({comparison.seeds(variant)}{', no interval' if most == 1 else ''})"
 
 
 def quantity(metric: str, environment: str) -> str:
@@ -230,7 +230,7 @@ def improvement(comparison: Comparison) -> Figure | None:
         axes.set_yticks(range(len(places)), names if axes is every[0] else [""] * len(names))
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"probability of a {words(metric)} above {comparison.baseline}'s")
+        axes.set_xlabel(f"probability of a {words(metric)} above {readable(str(comparison.baseline))}'s")
     caption = f"Final evaluations, compared with those of {label(comparison, comparison.baseline)}; bar: {INTERVAL}"
     return finish(figure, comparison, caption, without=comparison.baseline)
 
@@ -265,11 +265,53 @@ def profile(comparison: Comparison) -> Figure | None:
     return finish(figure, comparison, f"Performance profile of the final evaluations; band: {INTERVAL}") if drawn else None
 
 
+def runs(comparison: Comparison) -> Figure | None:
+    """
+    :param comparison: variants, tasks and metrics
+    :return: every run's last evaluation as a point, with interquartile mean and interval, a panel for each task and metric that was
+        measured there; None if nothing has finished
+    """
+    variants = comparison.variants
+    panels = [
+        (metric, environment)
+        for environment in comparison.environments
+        for metric in comparison.metrics
+        if any(len(comparison.finals(variant, environment, metric)) for variant in variants)
+    ]
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, (0.75 + 0.26 * len(variants)) * rows + 0.3), dpi=DPI, layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for axes, (metric, environment) in zip(every, panels, strict=False):
+        for index, variant in enumerate(variants):
+            finals = comparison.finals(variant, environment, metric)
+            color = style(index)["color"]
+            if len(finals):
+                found = estimate(interquartile_mean, [finals])
+                axes.plot([found.low, found.high], [index, index], color=color, linewidth=6, alpha=0.25, solid_capstyle="butt")
+                axes.plot(found.value, index, "|", color=color, markersize=11, markeredgewidth=2)
+                axes.plot(finals, [index] * len(finals), "o", color=color, markersize=4, alpha=0.7, markeredgewidth=0)
+        axes.set_title(environment, fontsize="medium")
+        axes.set_xlabel(quantity(metric, environment))
+        axes.set_yticks(range(len(variants)), [readable(variant) for variant in variants])
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.margins(x=0.08)
+        bare(axes)
+    for unused in every[len(panels) :]:
+        unused.axis("off")
+    caption = f"Last evaluation: every run, interquartile mean over seeds; bar: {INTERVAL}"
+    figure.suptitle(caption, fontsize="small", color="0.25")
+    return figure
+
+
 PICTURES: dict[str, Callable[[Comparison], Figure | None]] = {
     "curves": curves,
     "wall_clock": wall_clock,
     "improvement": improvement,
     "profile": profile,
+    "runs": runs,
 }
 
 
