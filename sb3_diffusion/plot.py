@@ -4,8 +4,8 @@ Draw what a saved model's policy does (docs/evaluation.md).
     python -m sb3_diffusion.plot denoising MODEL.zip --env HalfCheetah-v5 --out denoising.png
     python -m sb3_diffusion.plot denoising MODEL.zip --observation 0 0.5 --out denoising.gif
 
-denoising: how noise becomes actions, as a picture or a GIF; critic: the actions of a state over the critic's landscape; episode:
-the modes and their shares along an episode; log-ratios: what each diffusion step costs, and how tight the bound is.
+denoising: how noise becomes actions, as a picture or a GIF; critic: the actions of a state over the critic's landscape;
+episode: the modes and their shares along an episode; log-ratios: what each diffusion step costs, and how tight the bound is.
 
 MODEL.zip and the file of VecNormalize are loaded as Stable-Baselines3 loads them, which executes code that they contain: use
 those you trust.

@@ -92,7 +92,7 @@ def test_what_has_no_modes_is_refused() -> None:
     for samples in (np.zeros((127, 1)), np.zeros(200), np.full((200, 1), np.nan)):
         with pytest.raises(ValueError, match=r"samples of shape .* must have shape \(n, d\) with n >= 128"):
             find_modes(samples)
-    with pytest.raises(ValueError, match="min_share=0.5 must be"):
+    with pytest.raises(ValueError, match=r"min_share=0\.5 must be"):
         find_modes(np.zeros((200, 1)), min_share=0.5)
     with pytest.raises(ValueError, match="depth=0 must be"):
         find_modes(np.zeros((200, 1)), depth=0)

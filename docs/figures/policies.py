@@ -1,5 +1,6 @@
 """
-The pictures of policies in README.md and docs/evaluation.md: trains three small models (four minutes on a free core) and draws them.
+The pictures of policies in README.md and docs/evaluation.md: trains four small models (two minutes on a free core) and draws
+them.
 
     python docs/figures/policies.py             writes docs/figures/denoising.png and the others beside it
     python docs/figures/policies.py --models FOLDER     keeps the models there, and uses those that are there
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from matplotlib.figure import Figure
@@ -17,7 +19,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.envs import BimodalBandit
+from sb3_diffusion.envs import BimodalBandit, TurningDoubleWell
 from sb3_diffusion.evaluation import (
     animate_denoising,
     boltzmann_density,
@@ -25,7 +27,9 @@ from sb3_diffusion.evaluation import (
     plot_denoising,
     plot_log_ratios,
     plot_modes_along_episode,
+    policy_chains,
 )
+from sb3_diffusion.evaluation.chain_plots import highest_density
 from sb3_diffusion.evaluation.style import BLACK
 from sb3_diffusion.experiments.annealing import Annealing
 
@@ -40,12 +44,39 @@ def bandit(algorithm: Any) -> BaseAlgorithm:
     return algorithm("MlpPolicy", "BimodalBandit-v0", ent_coef=1.0, **SMALL).learn(4_000, falls)
 
 
-def goals(algorithm: Any) -> BaseAlgorithm:
-    """A policy of MultiGoal2D, with a temperature of 5 units of reward a nat."""
-    return algorithm("MlpPolicy", "MultiGoal2D-v0", ent_coef=5.0, learning_starts=500, **SMALL).learn(5_000)
+class FourGoodActions(gym.Env):
+    """One step; four equally good actions in two dimensions, ``exp(-|u - g|² / 2 w²)`` with g = (±0.5, ±0.5) and w = 0.2."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (2,))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = float(np.exp(-np.square(np.abs(action) - 0.5).sum() / (2 * 0.2**2)))
+        return np.zeros(1, dtype=np.float32), reward, True, False, {}
 
 
-TRAININGS = {"diffsac_bandit": (DiffSAC, bandit), "sac_bandit": (SAC, bandit), "diffsac_goals": (DiffSAC, goals)}
+def four(algorithm: Any) -> BaseAlgorithm:
+    """A policy of FourGoodActions, whose temperature falls as the bandit's."""
+    falls = Annealing(what="ent_coef", first=1.0, last=TEMPERATURE, end=0.667, geometric=True)
+    return algorithm("MlpPolicy", FourGoodActions(), ent_coef=1.0, **SMALL).learn(4_000, falls)
+
+
+def turns(algorithm: Any) -> BaseAlgorithm:
+    """A policy of TurningDoubleWell, with the settings of benchmarks/campaigns/turning.yml."""
+    falls = Annealing(what="learning_rate", first=1e-3, last=0.0, begin=0.5)
+    return algorithm("MlpPolicy", "TurningDoubleWell-v0", **SMALL).learn(5_000, falls)
+
+
+TRAININGS = {
+    "diffsac_bandit": (DiffSAC, bandit),
+    "sac_bandit": (SAC, bandit),
+    "diffsac_four": (DiffSAC, four),
+    "diffsac_turns": (DiffSAC, turns),
+}
 
 
 def load_or_train(folder: Path) -> dict[str, Any]:
@@ -61,18 +92,18 @@ def load_or_train(folder: Path) -> dict[str, Any]:
 
 
 def denoising(diffusion: Any, gaussian: Any) -> Figure:
-    """README's first picture: noise becomes one of two good actions; beside, the Gaussian of SAC."""
+    """README's first picture: noise becomes one of two good actions; beside, to the same scale, the Gaussian of SAC."""
     observation = np.zeros(1, dtype=np.float32)
     th.manual_seed(0)
     actions, _ = gaussian.predict(np.zeros((20_000, 1), dtype=np.float32), deterministic=False)
     figure = plot_denoising(diffusion, observation, 6000, beside={"SAC's Gaussian": actions})
     chains, beside = figure.axes
     chains.set_title("DiffSAC: noise becomes one of two good actions, in four steps", fontsize="medium")
-    # The exact density, to the scale of the last step's histogram and of the Gaussian's
     grid = np.linspace(-1, 1, 401)
     exact = boltzmann_density(BimodalBandit().reward, TEMPERATURE, grid)
     last = diffusion.actor.diffusion_steps
-    for axes, place, scale in ((chains, last, 0.8 / exact.max()), (beside, 0.0, 0.8 / exact.max())):
+    highest = highest_density(policy_chains(diffusion, observation, 6000).actions[0, 0, :, 0], (-1.0, 1.0))
+    for axes, place, scale in ((chains, last, 0.8 / highest), (beside, 0.0, 0.9 / highest)):
         axes.plot(place + scale * exact, grid, color=BLACK, linewidth=1.2, linestyle="--")
     beside.set_xlabel("dashed: exact")
     return figure
@@ -87,16 +118,15 @@ def main() -> None:
         folder = given.models or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         models = load_or_train(folder)
-    one, origin = np.zeros(1, dtype=np.float32), np.zeros(2, dtype=np.float32)
-    diffusion, goals_of = models["diffsac_bandit"], models["diffsac_goals"]
-    denoising(diffusion, models["sac_bandit"]).savefig(HERE / "denoising.png")
-    plot_denoising(goals_of, origin).savefig(HERE / "denoising_2d.png")
-    animate_denoising(goals_of, origin, HERE / "denoising.gif")
-    plot_actions_and_critic(diffusion, one).savefig(HERE / "critic.png")
-    plot_actions_and_critic(goals_of, origin).savefig(HERE / "critic_2d.png")
-    plot_modes_along_episode(goals_of, "MultiGoal2D-v0", max_steps=30).savefig(HERE / "episode.png")
-    states = np.array([[0, 0], [1, 1], [3, 0]], dtype=np.float32)
-    plot_log_ratios(goals_of, states).savefig(HERE / "log_ratios.png")
+    one = np.zeros(1, dtype=np.float32)
+    bandit_of, four_of, turns_of = models["diffsac_bandit"], models["diffsac_four"], models["diffsac_turns"]
+    denoising(bandit_of, models["sac_bandit"]).savefig(HERE / "denoising.png")
+    animate_denoising(bandit_of, one, HERE / "denoising.gif")
+    plot_denoising(four_of, one).savefig(HERE / "denoising_2d.png")
+    plot_actions_and_critic(bandit_of, one).savefig(HERE / "critic.png")
+    plot_actions_and_critic(four_of, one).savefig(HERE / "critic_2d.png")
+    plot_modes_along_episode(turns_of, "TurningDoubleWell-v0", max_steps=60).savefig(HERE / "episode.png")
+    plot_log_ratios(turns_of, TurningDoubleWell.HEADINGS[:3]).savefig(HERE / "log_ratios.png")
 
 
 if __name__ == "__main__":

@@ -44,18 +44,19 @@ def pixels(figure: "Figure") -> np.ndarray:
 
 class PolicyPicturesCallback(BaseCallback):
     """
-    Draws :func:`plot_denoising`, :func:`plot_log_ratios`, where the model has a critic of actions :func:`plot_actions_and_critic`,
-    and with an environment :func:`plot_modes_along_episode`, into TensorBoard, under ``pictures/``.
+    Draws :func:`plot_denoising`, :func:`plot_log_ratios`, where the model has a critic of actions
+    :func:`plot_actions_and_critic`, and with an environment :func:`plot_modes_along_episode`, into TensorBoard, under
+    ``pictures/``.
 
     Training goes on as without it, to the last bit: the pictures' random numbers come from generators of their own, and the
     policy's modules are left as they were. They take some seconds each time; where that is more than ``max_share`` of the time
     since training began, the next ones wait until it no longer is.
 
     :param every: environment steps between two sets of pictures, 1 or more
-    :param observations: up to six, as the policy sees them, the first also for the critic's picture; None: those with which the
-        training begins
-    :param env: one environment for the episode, its Gymnasium id, or a ``VecEnv`` of one; it must not be one of the training's.
-        Statistics of ``VecNormalize`` are copied from the training's. None: no episode
+    :param observations: up to six, as the policy sees them, the first also for the critic's picture; None: those with which
+        the training begins
+    :param env: one environment for the episode, its Gymnasium id, or a ``VecEnv`` of one; it must not be one of the
+        training's. Statistics of ``VecNormalize`` are copied from the training's. None: no episode
     :param n_chains: chains in each state, at least 128
     :param max_share: of the time since training began, above 0 and up to 1
     :param seed: of the generators

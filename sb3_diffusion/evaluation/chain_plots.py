@@ -1,4 +1,6 @@
-"""Pictures of chains: how noise becomes actions, step by step, and what the steps cost; they need matplotlib, but no display."""
+"""
+Pictures of chains: how noise becomes actions, step by step, and what the steps cost; they need matplotlib, but no display.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ def shares_text(modes: Modes) -> str:
     return f"{len(modes.shares)} modes: " + " / ".join(f"{100 * share:.0f} %" for share in modes.shares)
 
 
-def draw_beside(axes: Axes, values: np.ndarray, limits: tuple[float, float], place: float, scale: float, colors: Any) -> None:
+def draw_beside(
+    axes: Axes, values: list[np.ndarray], limits: tuple[float, float], place: float, scale: float, colors: list[str]
+) -> None:
     """
     Histograms that lie on their side, one upon the other, from a vertical line on.
 
@@ -128,8 +132,12 @@ def highest_density(values: np.ndarray, limits: tuple[float, float]) -> float:
     return float(counts.max() / len(values) / (edges[1] - edges[0]))
 
 
-def draw_line(axes: Axes, state: Denoising, view: View, shown: Sequence[int]) -> None:
-    """One dimension: time goes to the right, particles and at the chosen steps their density."""
+def draw_line(axes: Axes, state: Denoising, view: View, shown: Sequence[int], highest: float) -> None:
+    """
+    One dimension: time goes to the right, particles and at the chosen steps their density.
+
+    :param highest: density of the picture
+    """
     positions, modes = state.positions[..., 0], state.modes
     last, limits = len(positions) - 1, view.limits[0]
     numbers = range(len(modes.shares))
@@ -138,11 +146,11 @@ def draw_line(axes: Axes, state: Denoising, view: View, shown: Sequence[int]) ->
         some = np.flatnonzero(modes.labels == mode)[: max(1, round(PARTICLES_SHOWN * modes.shares[mode]))]
         axes.plot(times, positions[:, some], color=color_of(mode), linewidth=0.6, alpha=0.45, zorder=1)
     room = 0.8 * min(-np.diff(sorted(shown, reverse=True))) if len(shown) > 1 else 0.8
-    scale = room / max(highest_density(positions[k], limits) for k in shown)
+    scale = room / highest
     for k in shown:
         parts = [positions[k, modes.labels == mode] for mode in numbers]
         axes.axvline(last - k, color="0.6", linewidth=0.6, zorder=0)
-        draw_beside(axes, parts, limits, last - k, scale, [color_of(mode) for mode in numbers])  # type: ignore[arg-type]
+        draw_beside(axes, parts, limits, last - k, scale, [color_of(mode) for mode in numbers])
     axes.set_xticks([last - k for k in shown], [latent_name(k, last) for k in shown])
     axes.set_xlim(-0.15, last + 1.15 * room)
     axes.set_ylim(*limits)
@@ -165,12 +173,13 @@ def plot_line(scene: Scene) -> Figure:
     shape = dict(squeeze=False, sharey=True, width_ratios=[4.5, *[1.1] * len(names)])
     panels = figure.subplots(n_states, 1 + len(names), **shape)  # type: ignore[call-overload]
     shown = steps_shown(len(scene.states[0].positions) - 1)
+    limits = scene.view.limits[0]
+    drawn = [state.positions[k] for state in scene.states for k in shown] + list(scene.beside.values())
+    highest = max(highest_density(values[:, 0], limits) for values in drawn)
     for row, state in zip(panels, scene.states, strict=True):
-        draw_line(row[0], state, scene.view, shown)
+        draw_line(row[0], state, scene.view, shown, highest)
         for axes, name in zip(row[1:], names, strict=True):
-            values, limits = scene.beside[name][:, 0], scene.view.limits[0]
-            scale = 0.9 / highest_density(values, limits)
-            draw_beside(axes, [values], limits, 0.0, scale, [GREY])  # type: ignore[arg-type]
+            draw_beside(axes, [scene.beside[name][:, 0]], limits, 0.0, 0.9 / highest, [GREY])
             axes.set_title(name, fontsize="medium")
             axes.set_xlim(-0.03, 1.1)
             axes.set_xticks([])
@@ -227,9 +236,9 @@ def plot_denoising(
     seed: int = 0,
 ) -> Figure:
     """
-    How the noise ``a^K`` becomes the action ``a^0`` (docs/method.md, "The policy"): in one dimension particles and their density
-    from step to step, in two a strip of panels. A latent is drawn as the action that it would be, so the noise is the Gaussian
-    that the same read-out has without diffusion; colours tell in which mode a particle ends (:func:`find_modes`).
+    How the noise ``a^K`` becomes the action ``a^0`` (docs/method.md, "The policy"): in one dimension particles and their
+    density from step to step, in two a strip of panels. A latent is drawn as the action that it would be, so the noise is the
+    Gaussian that the same read-out has without diffusion; colours tell in which mode a particle ends (:func:`find_modes`).
 
     :param model: with a diffusion policy
     :param observations: one, or up to six, as the policy sees them (behind ``VecNormalize`` the normalised ones)
@@ -314,8 +323,8 @@ def animate_denoising(
     seed: int = 0,
 ) -> None:
     """
-    :func:`plot_denoising` as a GIF, with a panel for each state. Between two steps of the chain, which has no times between them,
-    particles move in a straight line.
+    :func:`plot_denoising` as a GIF, with a panel for each state. Between two steps of the chain, which has no times between
+    them, particles move in a straight line.
 
     :param model: with a diffusion policy
     :param observations: one, or up to six, as the policy sees them

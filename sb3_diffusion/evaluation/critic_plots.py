@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,10 +45,15 @@ def check_critic(model: BaseAlgorithm) -> Any:
     critic = getattr(model, "critic", None)
     if not hasattr(critic, "q_networks"):
         raise ValueError(
-            f"model={type(model).__name__} has no critic Q(s, u) of actions; allowed: DiffSAC, DiffTQC, DiffCrossQ, DiffWPO, or a "
-            "base of theirs with a diffusion policy"
+            f"model={type(model).__name__} has no critic Q(s, u) of actions; allowed: DiffSAC, DiffTQC, DiffCrossQ, "
+            "DiffWPO, or a base of theirs with a diffusion policy"
         )
     return critic
+
+
+def repeated(one: th.Tensor, times: int) -> th.Tensor:
+    """:return: a batch of one, so many times"""
+    return one.expand(times, *one.shape[1:])
 
 
 def critic_values(model: BaseAlgorithm, observation: TensorOrDict, actions: np.ndarray) -> np.ndarray:
@@ -64,7 +70,7 @@ def critic_values(model: BaseAlgorithm, observation: TensorOrDict, actions: np.n
     values = []
     with evaluation_mode(policy):
         for rows in th.as_tensor(scaled.reshape(actions.shape), dtype=th.float32, device=model.device).split(ROWS):
-            states = map_observations(lambda one, n=len(rows): one.expand(n, *one.shape[1:]), observation)
+            states = map_observations(partial(repeated, times=len(rows)), observation)
             outputs = critic(states, rows)
             values.append(outputs.mean(dim=(1, 2)) if isinstance(outputs, th.Tensor) else smallest(list(outputs)))
     return th.cat(values).cpu().numpy()
@@ -126,8 +132,8 @@ def plot_actions_and_critic(
         through the centres of the largest modes. None: all of one or two, of more "modes"
     :param seed: of a generator of its own
     :return: the figure; save it with ``figure.savefig(path)``
-    :raises ValueError: for a model without a diffusion policy or without such a critic, an observation that is not of its space,
-        not finite or not one, or an argument out of range
+    :raises ValueError: for a model without a diffusion policy or without such a critic, an observation that is not of its
+        space, not finite or not one, or an argument out of range
     """
     from matplotlib.figure import Figure
 

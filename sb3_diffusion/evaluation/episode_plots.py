@@ -100,15 +100,15 @@ def plot_modes_along_episode(
     seed: int = 0,
 ) -> Figure:
     """
-    How many modes a policy has along an episode, and their shares (:func:`modes_along_episode`): above, the density of the actions
-    that it might take, and those that it takes; below, the shares, one upon the other, the largest first.
+    How many modes a policy has along an episode, and their shares (:func:`modes_along_episode`): above, the density of the
+    actions that it might take, and those that it takes; below, the shares, one upon the other, the largest first.
 
     :param model: with a diffusion policy
     :param env: one environment, its Gymnasium id, or a ``VecEnv`` of one; behind ``VecNormalize`` with ``training=False``
     :param max_steps: the episode is followed so far
     :param n_chains: actions sampled at each step, at least 128
-    :param dims: one or two dimensions of the action, a panel each, or "principal"; None: all of one or two, of more the principal
-        axes
+    :param dims: one or two dimensions of the action, a panel each, or "principal"; None: all of one or two, of more the
+        principal axes
     :param seed: of the environment and of a generator of its own
     :return: the figure; save it with ``figure.savefig(path)``
     :raises ValueError: as :func:`modes_along_episode`, and for other ``dims``
@@ -139,10 +139,8 @@ def draw_episode(episode: EpisodeModes, view: View) -> Figure:
         axes.set_ylim(*view.limits[row])
         bare(axes, grid=False)
     panels[0].legend(frameon=True, framealpha=0.8, fontsize="small", loc="upper right")
-    panels[0].set_title(
-        f"{n_steps} steps, return {episode.rewards.sum():.4g}; {episode.counts.mean():.1f} modes on average, most {episode.counts.max()}",
-        fontsize="medium",
-    )
+    modes = f"{episode.counts.mean():.1f} modes on average, most {episode.counts.max()}"
+    panels[0].set_title(f"{n_steps} steps, return {episode.rewards.sum():.4g}; {modes}", fontsize="medium")
     shares = np.zeros((MODES_SHOWN, n_steps))
     for step, of_step in enumerate(episode.shares):
         shares[: len(of_step), step] = of_step[:MODES_SHOWN]

@@ -38,13 +38,13 @@ def _neighbours(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def find_modes(samples: npt.ArrayLike, min_share: float = 0.02, depth: float = 0.5) -> Modes:
     """
-    Modes are hills of the samples' density, and a valley parts two of them if the density at its pass is below ``depth`` of that
-    of the lower one's top (persistence-based clustering on the graph of nearest neighbours: Chazal et al., *Journal of the ACM*
-    60(6), 2013). A Gaussian has one, however wide.
+    Modes are hills of the samples' density, and a valley parts two of them if the density at its pass is below ``depth`` of
+    that of the lower one's top (persistence-based clustering on the graph of nearest neighbours: Chazal et al., *Journal of
+    the ACM* 60(6), 2013). A Gaussian has one, however wide.
 
-    Of 512 samples a mode is seen if more than some 50 belong to it (a sixteenth, and at least 32), and two Gaussians count as two
-    from a distance of 4 standard deviations on in one or two dimensions, of 6 in 17. Of 400 single Gaussians in 1, 2, 6 and 17
-    dimensions none had a second mode by chance.
+    Of 512 samples a mode is seen if more than some 50 belong to it (a sixteenth, and at least 32), and two Gaussians count as
+    two from a distance of 4 standard deviations on in one or two dimensions, of 6 in 17. Of 400 single Gaussians in 1, 2, 6
+    and 17 dimensions none had a second mode by chance.
 
     :param samples: shape (n, d), n ≥ 128; all dimensions count alike, so they should have the same unit
     :param min_share: smaller modes are counted with the nearest larger one, from 0 to below 0.5

@@ -55,8 +55,8 @@ def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, t
 
 def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
     """
-    What policies sample in each heading of TurningDoubleWell, a column for each policy and a row for each heading, against the exact optimal density: no turn
-    makes the future better or worse, so it is that of the reward alone.
+    What policies sample in each heading of TurningDoubleWell, a column for each policy and a row for each heading, against
+    the exact optimal density: no turn makes the future better or worse, so it is that of the reward alone.
 
     :param actions: by the name of the policy, its actions in units of 90° as :func:`turn_mass` draws them, shape (8, n)
     :param temperature: τ of the optimal density, in units of reward per nat, above 0

@@ -1,4 +1,6 @@
-"""The chains of a trained policy, taken apart: where they are after each step, what each step costs, how tight their bound is."""
+"""
+The chains of a trained policy, taken apart: where they are after each step, what each step costs, how tight their bound is.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +22,8 @@ class PolicyChains(NamedTuple):
     """n chains of a policy at each of S states; d counts the entries of an action, whatever its shape."""
 
     actions: np.ndarray
-    """What each latent ``x^k`` would be as an action, in the units of the action space, shape (S, K + 1, n, d): ``[:, 0]`` are the
-    actions, ``[:, K]`` the Gaussian that the chains start from."""
+    """What each latent ``x^k`` would be as an action, in the units of the action space, shape (S, K + 1, n, d): ``[:, 0]``
+    are the actions, ``[:, K]`` the Gaussian that the chains start from."""
     latents: np.ndarray
     """``x^0 … x^K``, shape (S, K + 1, n, d)."""
     log_ratios: np.ndarray
@@ -50,8 +52,8 @@ def diffusion_actor(model: BaseAlgorithm) -> DiffusionActor:
     actor = getattr(getattr(model, "policy", None), "actor", None)
     if not isinstance(actor, DiffusionActor):
         raise ValueError(
-            f"model={type(model).__name__} has no diffusion policy; allowed: DiffSAC, DiffTQC, DiffCrossQ, DiffWPO, DiffPPO, or a "
-            "base of theirs with a diffusion policy"
+            f"model={type(model).__name__} has no diffusion policy; allowed: DiffSAC, DiffTQC, DiffCrossQ, DiffWPO, "
+            "DiffPPO, or a base of theirs with a diffusion policy"
         )
     return actor
 
@@ -113,7 +115,8 @@ def in_units(model: BaseAlgorithm, actions: np.ndarray) -> np.ndarray:
 
 class Sampler:
     """
-    Draws a model's chains with a generator of its own, so that neither the model's training nor any other random number changes.
+    Draws a model's chains with a generator of its own, so that neither the model's training nor any other random number
+    changes.
 
     :param model: with a diffusion policy
     :param seed: of the generator
@@ -172,8 +175,8 @@ class Sampler:
 
     def _weights(self, features: th.Tensor, ends: th.Tensor) -> th.Tensor:
         """
-        ``log p(x^K) + Σ_k ℓ_k`` (n,) of latents that the noising process draws from ``x^0`` (n, d) on: its exponential's mean is
-        the density of ``x^0``.
+        ``log p(x^K) + Σ_k ℓ_k`` (n,) of latents that the noising process draws from ``x^0`` (n, d) on: its exponential's mean
+        is the density of ``x^0``.
         """
         actor, latents, n = self.actor, ends, len(ends)
         total = th.zeros(n, device=ends.device)
@@ -204,8 +207,8 @@ def policy_chains(model: BaseAlgorithm, observations: Observation, n_chains: int
     :param n_chains: n, at each state
     :param seed: of a generator of its own; the global ones are not used
     :return: actions, latents and log-ratios after each step
-    :raises ValueError: for a model without a diffusion policy, observations that are not of its space or not finite, or a number
-        out of range
+    :raises ValueError: for a model without a diffusion policy, observations that are not of its space or not finite, or a
+        number out of range
     """
     check_number("n_chains", n_chains, 1, integer=True)
     sampler = Sampler(model, seed)
@@ -220,8 +223,8 @@ def entropy_bounds(
     ``high - path`` nats.
 
     The density of an action is the mean over latents that the noising process draws from it on, of ``w = exp(log p(x^K) +
-    Σ_k ℓ_k)``. Its logarithm lies, in expectation, above that of a mean over finitely many of them, and below it if one of them is
-    the chain that the action came from (Grosse et al., arXiv 1511.02543); with that chain alone it is the path bound.
+    Σ_k ℓ_k)``. Its logarithm lies, in expectation, above that of a mean over finitely many of them, and below it if one of
+    them is the chain that the action came from (Grosse et al., arXiv 1511.02543); with that chain alone it is the path bound.
 
     :param model: with a diffusion policy
     :param observations: S observations as the policy sees them, or one

@@ -124,8 +124,8 @@ def view_of(space: spaces.Box, dims: Dims, ends: np.ndarray, shown: np.ndarray) 
 
 def through_modes(ends: np.ndarray, modes: Modes) -> View:
     """
-    The plane through the centres of the three largest modes; with two, the second direction, and with one, both are the principal
-    axes of what is left.
+    The plane through the centres of the three largest modes; with two, the second direction, and with one, both are the
+    principal axes of what is left.
 
     :param ends: (n, d), d ≥ 2, actions
     :param modes: theirs

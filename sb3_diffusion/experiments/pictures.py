@@ -268,8 +268,8 @@ def profile(comparison: Comparison) -> Figure | None:
 def runs(comparison: Comparison) -> Figure | None:
     """
     :param comparison: variants, tasks and metrics
-    :return: every run's last evaluation as a point, with interquartile mean and interval, a panel for each task and metric that was
-        measured there; None if nothing has finished
+    :return: every run's last evaluation as a point, with interquartile mean and interval, a panel for each task and metric
+        that was measured there; None if nothing has finished
     """
     variants = comparison.variants
     panels = [
