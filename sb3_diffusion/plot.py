@@ -39,18 +39,29 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("picture", choices=PICTURES, help="which to draw")
     result.add_argument("model", type=pathlib.Path, help="a file that model.save wrote")
     result.add_argument(
-        "--out", type=pathlib.Path, help="the file to write: .png, .pdf, .svg, or .gif of denoising (<picture>.png)"
+        "--out", type=pathlib.Path, help="the file to write: .png, .pdf, .svg, or .gif of denoising (default: <picture>.png)"
     )
     result.add_argument("--algorithm", choices=[*algorithms()], help="of the model (default: as its policy class says)")
     result.add_argument("--env", help="Gymnasium id: where observations come from, and the episode (default: none)")
     result.add_argument("--vec-normalize", type=pathlib.Path, help="the file of the training's VecNormalize (default: none)")
-    given = result.add_argument("--observation", type=float, nargs="+", action="append", metavar="NUMBER")
-    given.help = "an observation as the policy sees it, repeatable (default: from an episode of --env)"
+    result.add_argument(
+        "--observation",
+        type=float,
+        nargs="+",
+        action="append",
+        metavar="NUMBER",
+        help="an observation as the policy sees it, repeatable (default: from an episode of --env)",
+    )
     result.add_argument(
         "--at", type=int, nargs="+", default=[0], metavar="STEP", help="steps of an episode of --env to draw (default: 0)"
     )
-    dims = "one or two dimensions of the action (default: all of one or two, of more principal axes, or for critic modes)"
-    result.add_argument("--dims", type=int, nargs="+", metavar="DIM", help=dims)
+    result.add_argument(
+        "--dims",
+        type=int,
+        nargs="+",
+        metavar="DIM",
+        help="one or two dimensions of the action (default: all of one or two, of more principal axes, or for critic modes)",
+    )
     result.add_argument(
         "--chains", type=int, help="particles or actions in each state (default: 2000; log-ratios and episode 512)"
     )

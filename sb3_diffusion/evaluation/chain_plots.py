@@ -5,7 +5,7 @@ Pictures of chains: how noise becomes actions, step by step, and what the steps 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -270,12 +270,10 @@ def make_scene(
     return scene_of(sampler.chains(tensors, n_chains), model.action_space, dims, beside)
 
 
-def moments(last: int) -> Iterator[tuple[float, bool]]:
+def times_of(last: int) -> list[float]:
     """:return: the times of an animation's frames, from 0 for ``a^K`` to K for ``a^0``"""
-    yield from [(0.0, True)] * FRAMES_AT_ENDS
-    for step in range(last):
-        yield from [(step + (i + 1) / FRAMES_PER_STEP, False) for i in range(FRAMES_PER_STEP)]
-    yield from [(float(last), True)] * (2 * FRAMES_AT_ENDS)
+    between = [frame / FRAMES_PER_STEP for frame in range(1, last * FRAMES_PER_STEP + 1)]
+    return [0.0] * FRAMES_AT_ENDS + between + [float(last)] * (2 * FRAMES_AT_ENDS)
 
 
 def frame_drawer(scene: Scene) -> tuple[Figure, Callable[[float], None]]:
@@ -344,7 +342,7 @@ def animate_denoising(
     figure, draw = frame_drawer(scene)
     canvas = FigureCanvasAgg(figure)
     frames, drawn = [], {}
-    for time, _ in moments(len(scene.states[0].positions) - 1):
+    for time in times_of(len(scene.states[0].positions) - 1):
         if time not in drawn:
             draw(time)
             canvas.draw()
