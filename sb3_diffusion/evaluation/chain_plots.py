@@ -126,6 +126,16 @@ def draw_beside(
     axes.stairs(base, edges, baseline=None, orientation="horizontal", color="black", linewidth=0.8)
 
 
+def draw_density(axes: Axes, values: np.ndarray, modes: Modes, limits: tuple[float, float]) -> None:
+    """A histogram (n,), upright, the modes one upon the other."""
+    numbers = range(len(modes.shares))
+    edges = np.linspace(*limits, BINS + 1)
+    parts = [values[modes.labels == mode] for mode in numbers]
+    weights = [np.full(len(part), 1 / len(values) / (edges[1] - edges[0])) for part in parts]
+    axes.hist(parts, edges, weights=weights, stacked=True, color=[color_of(mode) for mode in numbers], alpha=0.8)  # type: ignore[arg-type]
+    axes.set_xlim(*limits)
+
+
 def highest_density(values: np.ndarray, limits: tuple[float, float]) -> float:
     """:return: of a histogram with the pictures' bins"""
     counts, edges = np.histogram(values, bins=BINS, range=limits)
@@ -295,12 +305,7 @@ def frame_drawer(scene: Scene) -> tuple[Figure, Callable[[float], None]]:
             first, second = state.positions[last - before], state.positions[last - before - 1]
             positions = (1 - share) * first + share * second
             if line:
-                parts = [positions[state.modes.labels == mode, 0] for mode in range(len(state.modes.shares))]
-                edges = np.linspace(*view.limits[0], BINS + 1)
-                weights = [np.full(len(part), 1 / len(positions) / (edges[1] - edges[0])) for part in parts]
-                colors = [color_of(mode) for mode in range(len(parts))]
-                axes.hist(parts, bins=edges, weights=weights, stacked=True, color=colors, alpha=0.85)
-                axes.set_xlim(*view.limits[0])
+                draw_density(axes, positions[:, 0], state.modes, view.limits[0])
                 axes.set_ylim(0, 1.05 * highest)
                 bare(axes)
             else:

@@ -13,7 +13,7 @@ from sb3_diffusion.common.chains import TensorOrDict, map_observations
 from sb3_diffusion.common.critics.twin import smallest
 from sb3_diffusion.common.finite import Observation
 from sb3_diffusion.common.validation import check_number
-from sb3_diffusion.evaluation.chain_plots import color_of, in_order, shares_text
+from sb3_diffusion.evaluation.chain_plots import color_of, draw_density, in_order, shares_text
 from sb3_diffusion.evaluation.modes import FEWEST_SAMPLES, Modes, find_modes
 from sb3_diffusion.evaluation.policy_chains import Sampler, diffusion_actor, evaluation_mode, number_of, observation_tensors
 from sb3_diffusion.evaluation.style import BLACK, BLUE, DPI, WIDTH, bare
@@ -155,29 +155,22 @@ def plot_actions_and_critic(
 def draw_line(figure: Figure, scene: Landscape, places: np.ndarray, values: np.ndarray, tau: float | None) -> Figure:
     """One dimension: the critic above, the actions below."""
     upper, lower = figure.subplots(2, 1, sharex=True)
-    modes, positions = scene.modes, scene.view.project(scene.actions)[:, 0]
     upper.plot(places, values, color=BLUE, linewidth=2)
     upper.set_ylabel("critic $Q(s, u)$")
-    edges = np.linspace(*scene.view.limits[0], 61)
-    weights = [
-        np.full((modes.labels == mode).sum(), 1 / len(positions) / (edges[1] - edges[0])) for mode in range(len(modes.shares))
-    ]
-    parts = [positions[modes.labels == mode] for mode in range(len(modes.shares))]
-    lower.hist(parts, edges, weights=weights, stacked=True, color=[color_of(mode) for mode in range(len(parts))], alpha=0.75)  # type: ignore[arg-type]
+    draw_density(lower, scene.view.project(scene.actions)[:, 0], scene.modes, scene.view.limits[0])
     if tau is not None:
         density = np.exp((values - np.nanmax(values)) / tau)
-        density /= np.trapezoid(density, places)
+        density /= density.mean() * (places[-1] - places[0])
         lower.plot(places, density, color=BLACK, linewidth=1.5, label=f"asked for by the critic at τ = {tau:.2g}")
     deterministic = float(scene.view.project(scene.mode)[0])
     for axes in (upper, lower):
         axes.axvline(deterministic, color="0.3", linestyle="--", linewidth=1, label="deterministic action")
-        axes.set_xlim(*scene.view.limits[0])
         bare(axes)
     lower.set_ylabel("density of the actions")
     lower.set_xlabel(scene.view.labels[0])
     lower.set_ylim(top=1.45 * lower.get_ylim()[1])
     lower.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
-    upper.set_title(shares_text(modes), fontsize="medium")
+    upper.set_title(shares_text(scene.modes), fontsize="medium")
     return figure
 
 
