@@ -220,13 +220,14 @@ def plot_plane(scene: Scene) -> Figure:
     for row, state in zip(panels, scene.states, strict=True):
         for axes, k in zip(row, shown, strict=False):
             draw_plane(axes, state.positions[k], state.modes, scene.view)
-            axes.set_title(
-                latent_name(k, last) if k else f"{latent_name(k, last)}\n{shares_text(state.modes)}", fontsize="medium"
-            )
+            axes.set_title(latent_name(k, last), fontsize="medium")
         for axes, name in zip(row[len(shown) :], names, strict=True):
             draw_plane(axes, scene.beside[name], None, scene.view)
             axes.set_title(name, fontsize="medium")
-        row[0].set_ylabel(scene.view.labels[1])
+        modes = "" if len(scene.states) == 1 else f"{shares_text(state.modes).partition(':')[0]}\n"
+        row[0].set_ylabel(modes + scene.view.labels[1])
+    if len(scene.states) == 1:
+        figure.suptitle(shares_text(scene.states[0].modes), fontsize="medium")
     for axes in panels[-1]:
         axes.set_xlabel(scene.view.labels[0])
     return figure

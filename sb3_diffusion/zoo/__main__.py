@@ -32,6 +32,7 @@ def main() -> None:
         sys.exit(f"{usage}\n{name!r} is none of them")
     register()
     sys.argv = [f"python -m sb3_diffusion.zoo {name}", *sys.argv[2:]]
+    sys.modules.pop(COMMANDS[name], None)  # rl_zoo3.plots imports its commands, which run_module would warn of
     try:
         runpy.run_module(COMMANDS[name], run_name="__main__")
     except ModuleNotFoundError as error:
