@@ -156,14 +156,14 @@ def test_every_algorithms_denoising_is_drawn(algorithm: Any, dict_observations: 
     principal = plot_denoising(model, observations, 200)
     steps = model.policy.actor.diffusion_steps
     assert len(principal.axes) == 2 * (steps + 1)
-    assert principal.axes[steps + 1].get_ylabel().endswith("mode\nprincipal axis 2")
+    assert principal.axes[steps + 1].get_ylabel().endswith("\nprincipal axis 2")
     beside = {"another": np.zeros((5, 3))}
     one = plot_denoising(model, {"only": STATES[0]} if dict_observations else STATES[0], 200, dims=1, beside=beside)
     assert one.axes[0].get_ylabel() == "action[1]" and one.axes[0].get_ylim() == pytest.approx((0.0, 0.5))
     assert [axes.get_title() for axes in one.axes[1:]] == ["another"]
     assert pixels(one, tmp_path / "one.png").std() > 10
     plane = plot_denoising(model, observations, 200, dims=(2, 0), beside=beside)
-    assert plane.axes[0].get_ylabel() == "action[0]" and plane.axes[0].get_ylim() == pytest.approx((-3.0, 5.0))
+    assert plane.axes[0].get_ylabel().endswith("\naction[0]") and plane.axes[0].get_ylim() == pytest.approx((-3.0, 5.0))
     assert len(plot_log_ratios(model, observations, 100, 4).axes) == 2
 
 

@@ -6,6 +6,7 @@ rl-zoo3's other commands, which also know this library's algorithms and environm
 ``train`` and ``enjoy`` are commands of their own: ``python -m sb3_diffusion.train``, ``python -m sb3_diffusion.enjoy``.
 """
 
+import importlib
 import runpy
 import sys
 
@@ -32,8 +33,9 @@ def main() -> None:
         sys.exit(f"{usage}\n{name!r} is none of them")
     register()
     sys.argv = [f"python -m sb3_diffusion.zoo {name}", *sys.argv[2:]]
-    sys.modules.pop(COMMANDS[name], None)  # rl_zoo3.plots imports its commands, which run_module would warn of
     try:
+        importlib.import_module(COMMANDS[name].rpartition(".")[0])
+        sys.modules.pop(COMMANDS[name], None)  # rl_zoo3.plots has imported its commands, of which run_module would warn
         runpy.run_module(COMMANDS[name], run_name="__main__")
     except ModuleNotFoundError as error:
         sys.exit(f"rl-zoo3's {name} needs the package {error.name}: install sb3_diffusion with its extras 'zoo' and 'plots'")
