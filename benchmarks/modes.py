@@ -22,6 +22,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_diffusion.envs import BimodalBandit
 from sb3_diffusion.evaluation import goal_coverage, plot_density, plot_goals, plot_turns, sample_actions, turn_mass
+from sb3_diffusion.experiments.comparison import readable
 from sb3_diffusion.experiments.metrics import BANDIT_TEMPERATURE
 from sb3_diffusion.zoo import register
 
@@ -35,7 +36,7 @@ def bandit(models: Models, temperature: float) -> Figure:
 
 
 def turning(models: Models, temperature: float) -> Figure:
-    return plot_turns({name: turn_mass(model, 500).actions for name, model in models.items()}, temperature)
+    return plot_turns({name: turn_mass(model, 2000).actions for name, model in models.items()}, temperature)
 
 
 def goals(models: Models, temperature: float) -> Figure:
@@ -50,14 +51,14 @@ PICTURES: dict[str, Callable[[Models, float], Figure]] = {
 
 
 def load(folder: Path, environment: str, seed: int) -> dict[str, BaseAlgorithm]:
-    """:return: by variant and seed, the models of a campaign's finished runs"""
+    """:return: by variant, for people, the models of a campaign's finished runs"""
     register()
     variants = json.loads((folder / "results.json").read_text())["variants"]
     models = {}
     for name, settings in variants.items():
         path = folder / "runs" / name / environment / str(seed) / "model.zip"
         if environment in settings and path.is_file():
-            models[f"{name}, seed {seed}"] = rl_zoo3.ALGOS[settings[environment]["algo"]].load(path, device="cpu")
+            models[readable(name)] = rl_zoo3.ALGOS[settings[environment]["algo"]].load(path, device="cpu")
     return models
 
 

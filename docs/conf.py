@@ -39,12 +39,12 @@ nitpicky = True
 # module, from annotations that only a type checker reads.
 LIBRARIES = "stable_baselines3 sb3_contrib rl_zoo3 torch th nn gymnasium gymnasium_robotics gym numpy np npt matplotlib minari"
 STANDARD = "collections io pathlib typing types"
-BARE = "BaseCallback VecEnv Figure MinariDataset"
+BARE = "BaseAlgorithm BaseCallback VecEnv Figure MinariDataset"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join((LIBRARIES + ' ' + STANDARD).split())})(\..*)?"),
     (r"py:class", rf"({'|'.join(BARE.split())})"),
     # Type variables and aliases
-    (r"py:.*", r"(.*\.)?(Self[A-Z]\w+|Result|TableRows|RewardFunction|Picture)"),
+    (r"py:.*", r"(.*\.)?(Self[A-Z]\w+|Result|TableRows|RewardFunction|Picture|Observation|Dims)"),
 ]
 
 

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("path", help="of the ONNX file")
     parser.add_argument("--env", help="play episodes in this environment of gymnasium (default: random observations)")
     parser.add_argument("--episodes", type=int, default=3, help="of --env (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=200, help="actions whose time is measured")
+    parser.add_argument("--repeats", type=int, default=200, help="actions whose time is measured (%(default)s)")
     args = parser.parse_args()
     policy = Policy(args.path)
     for name, value in policy.metadata.items():

@@ -3,7 +3,8 @@ Train DiffSAC on a MuJoCo environment and leave, in the folder ``--out``, what s
 
 * ``model.zip``: the agent; ``DiffSAC.load`` reads it
 * ``evaluations.csv``: return of the deterministic policy during training
-* ``learning_curve.png``: the same as a picture, beside the return of random actions
+* ``learning_curve.png``: the same as a picture, beside the returns of random actions and of none, and where it was recorded
+  (``recorded_sac.csv``: HalfCheetah-v5, Hopper-v5) beside SB3's SAC
 * ``agent.gif``: the trained agent at work, where the machine can render
 
 The files appear together at the end: a run that fails or is interrupted leaves those of an earlier run as they are.
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from ctypes.util import find_library
 from pathlib import Path
+from typing import NamedTuple
 
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) and find_library("EGL"):
     # Read when mujoco is imported, hence before the other imports.
@@ -33,6 +35,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffusion import DiffSAC
+from sb3_diffusion.evaluation.style import BLUE, DPI, GREEN, GREY, VERMILLION, bare
 
 EVALUATIONS = 10
 EVALUATION_EPISODES = 10
@@ -43,6 +46,8 @@ LEARNING_RATE = 1e-3
 GIF_FRAMES = 120
 GIF_WIDTH = 320
 HIGHEST_INTEGER = 2**31 - 1
+# The runs of SAC in benchmarks/results/learning.csv: SB3's defaults, 256 x 256, 3e-4, 10 000 steps of warm-up
+RECORDED = Path(__file__).with_name("recorded_sac.csv")
 
 
 class Evaluation(BaseCallback):
@@ -74,16 +79,44 @@ class Evaluation(BaseCallback):
         self._evaluate()
 
 
-def random_returns(env_id: str, seed: int, episodes: int = 10) -> list[float]:
-    """Returns of episodes with uniformly random actions."""
+class Recorded(NamedTuple):
+    """A learning curve from a file: training steps, and the mean, lowest and highest return of the seeds, shape (n,) each."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n_seeds: int
+
+
+def recorded_sac(env_id: str, path: Path = RECORDED) -> Recorded | None:
+    """:return: how SB3's SAC learned on an environment; None if it was not recorded there"""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["environment"] == env_id]
+    if not rows:
+        return None
+    by_step: dict[int, list[float]] = {}
+    for row in rows:
+        by_step.setdefault(int(row["timesteps"]), []).append(float(row["deterministic_return"]))
+    steps = np.array(sorted(by_step))
+    returns = [by_step[step] for step in steps.tolist()]
+    mean, low, high = (np.array([of(step) for step in returns]) for of in (np.mean, np.min, np.max))
+    return Recorded(steps, mean, low, high, len({row["seed"] for row in rows}))
+
+
+def untrained_returns(env_id: str, seed: int, random: bool, episodes: int = 10) -> list[float]:
+    """Returns of episodes with uniformly random actions, or with the action 0, or what of the box is nearest to it."""
     env = gym.make(env_id)
-    env.action_space.seed(seed)
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Box)
+    space.seed(seed)
+    zero = np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
     returns = []
     for episode in range(episodes):
         env.reset(seed=seed + episode)
         total, over = 0.0, False
         while not over:
-            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            _, reward, terminated, truncated, _ = env.step(space.sample() if random else zero)
             total += float(reward)
             over = terminated or truncated
         returns.append(total)
@@ -100,17 +133,29 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
             writer.writerow([steps, np.mean(returns), *returns])
 
 
-def draw_learning_curve(path: Path, evaluation: Evaluation, random_return: float, env_id: str) -> None:
-    """Mean return against training steps; the band spans the episodes of one evaluation."""
-    returns = np.array(evaluation.returns)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+def draw_learning_curve(path: Path, evaluation: Evaluation, untrained: dict[str, float], env_id: str) -> None:
+    """
+    Mean return against training steps; the band spans the episodes of one evaluation, of the recorded SAC the seeds.
+
+    :param untrained: by name, returns without training
+    """
+    returns, last = np.array(evaluation.returns), evaluation.steps[-1]
+    figure = Figure(figsize=(7, 4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    axes.fill_between(evaluation.steps, returns.min(1), returns.max(1), alpha=0.25, linewidth=0)
-    axes.plot(evaluation.steps, returns.mean(1), marker="o", label="DiffSAC, deterministic")
-    axes.axhline(random_return, color="gray", linestyle="--", label="random actions")
-    axes.set(title=env_id, xlabel="environment steps", ylabel="return of an episode")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    axes.fill_between(evaluation.steps, returns.min(1), returns.max(1), color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(evaluation.steps, returns.mean(1), color=BLUE, marker="o", label="DiffSAC, deterministic")
+    sac = recorded_sac(env_id)
+    if sac is not None and (shown := sac.steps <= last).any():
+        steps = sac.steps[shown]
+        axes.fill_between(steps, sac.low[shown], sac.high[shown], color=VERMILLION, alpha=0.2, linewidth=0)
+        label = f"SB3's SAC, recorded ({sac.n_seeds} seeds)"
+        axes.plot(steps, sac.mean[shown], color=VERMILLION, marker="s", linestyle="--", label=label)
+    for (name, value), color, line in zip(untrained.items(), (GREY, GREEN), ("--", ":"), strict=True):
+        axes.axhline(value, color=color, linestyle=line, label=name)
+    axes.set(title=env_id, xlabel="environment steps", ylabel="return of an episode", xlim=(0, 1.03 * last))
+    axes.legend(frameon=False, fontsize="small")
+    bare(axes)
+    figure.savefig(path)
 
 
 def record_gif(path: Path, model: DiffSAC, env_id: str, seed: int) -> None:
@@ -181,8 +226,12 @@ def main() -> None:
     """Train, evaluate, draw, record."""
     arguments = parse_arguments()
     th.set_num_threads(1)  # small networks gain little from more, and lose a lot where other programs run
-    random_return = float(np.mean(random_returns(arguments.env, arguments.seed)))
-    print(f"{arguments.env}: random actions return {random_return:.1f}")
+    kinds = {"random actions": True, "no action (zero)": False}
+    untrained = {
+        name: float(np.mean(untrained_returns(arguments.env, arguments.seed, random))) for name, random in kinds.items()
+    }
+    told = ", ".join(f"{name} {value:.1f}" for name, value in untrained.items())
+    print(f"{arguments.env}, return without training: {told}")
 
     model = DiffSAC(
         "MlpPolicy",
@@ -202,7 +251,7 @@ def main() -> None:
         unfinished = Path(folder)
         model.save(unfinished / "model.zip")
         write_csv(unfinished / "evaluations.csv", evaluation)
-        draw_learning_curve(unfinished / "learning_curve.png", evaluation, random_return, arguments.env)
+        draw_learning_curve(unfinished / "learning_curve.png", evaluation, untrained, arguments.env)
         gif = unfinished / "agent.gif"
         try:
             record_gif(gif, model, arguments.env, arguments.seed)
@@ -215,7 +264,7 @@ def main() -> None:
             os.replace(file, arguments.out / file.name)
             print(f"wrote {arguments.out / file.name}")
     trained_return = np.mean(evaluation.returns[-1])
-    print(f"{arguments.env} after {arguments.steps} steps: DiffSAC {trained_return:.1f}, random actions {random_return:.1f}")
+    print(f"{arguments.env} after {arguments.steps} steps: DiffSAC {trained_return:.1f}, {told}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ COMMANDS = {
     "enjoy": "watch a model that train has made, or print its returns",
     "campaign": "train many variants on many environments with many seeds",
     "report": "compare the runs of campaigns and of train, as a table and pictures",
+    "plot": "draw how a model's policy makes its actions, over its critic and along an episode",
     "export": "write a model's policy as a file that needs neither this library nor Stable-Baselines3",
 }
 

@@ -41,7 +41,15 @@ SOURCES = {
     "sb3_diffusion.enjoy": ["rl_zoo3.enjoy"],
     "sb3_diffusion.campaign": ["sb3_diffusion.experiments.command"],
     "sb3_diffusion.report": ["sb3_diffusion.experiments.reporting"],
+    "sb3_diffusion.plot": ["sb3_diffusion.plot"],
     "sb3_diffusion.export": ["sb3_diffusion.export.__main__"],
+    "sb3_diffusion.zoo": [
+        "rl_zoo3.record_video",
+        "rl_zoo3.plots.plot_train",
+        "rl_zoo3.plots.all_plots",
+        "rl_zoo3.plots.plot_from_file",
+        "rl_zoo3.load_from_hub",
+    ],
     "./run.sh demo": ["examples/train_mujoco.py"],
     "./run.sh test": ["run.sh"],
 }
@@ -240,6 +248,22 @@ def test_the_console_command_names_its_commands_when_it_is_given_another() -> No
     refused = subprocess.run([sys.executable, "-m", "sb3_diffusion", "trian"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "'trian' is no command" in refused.stderr and "campaign" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "script", [ROOT / "sb3_diffusion" / "plot.py", *sorted((ROOT / "examples").glob("*.py"))], ids=name_of
+)
+def test_every_option_of_a_script_has_a_help_text_with_its_default(script: Path) -> None:
+    tree = ast.parse(script.read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    of_all = "ArgumentDefaultsHelpFormatter" in script.read_text()
+    for call in calls:
+        if call.func.attr != "add_argument":  # type: ignore[attr-defined]
+            continue
+        name, given = ast.unparse(call.args[0]), {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert "help" in given, f"{name} has no help text"
+        option = name.startswith("'-") and given.get("action") != "'store_true'"
+        assert not option or of_all or "default" in given["help"], f"the help text of {name} lacks its default"
 
 
 def logged_keys(model: Any) -> set[str]:

@@ -302,11 +302,14 @@ def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> No
     grid, curve = figure.axes[1].lines[0].get_data()
     assert curve == pytest.approx(boltzmann_density(BANDIT, 0.1, np.asarray(grid)))
     turns = plot_turns({name: np.resize(actions, (8, 60)) for name, actions in samples.items()}, 0.1)
-    assert sum(axes.get_title().startswith("heading") for axes in turns.axes) == 8
-    assert [text.get_text() for text in turns.legends[0].get_texts()] == ["DiffSAC", "SAC", "exact, exp(r / 0.1) / Z"]
-    degrees, density = turns.axes[3].lines[0].get_data()
+    assert [axes.get_title() for axes in turns.axes] == ["DiffSAC", "SAC"]
+    assert [text.get_text() for text in turns.legends[0].get_texts()] == ["sampled turns", "exact, exp(r / 0.1) / Z"]
+    degrees, height = turns.axes[1].lines[3].get_data()
     exact = boltzmann_density(TurningDoubleWell.reward, 0.1, np.asarray(degrees) / 90)
-    assert density == pytest.approx(exact / 90) and density.sum() * np.diff(degrees)[0] == pytest.approx(1.0, abs=0.01)
+    assert height == pytest.approx(3 + 0.9 * exact / exact.max())
+    stairs = turns.axes[0].patches[3].get_data()
+    share = np.histogram(np.resize(samples["DiffSAC"], (8, 60))[3], bins=60, range=(-1, 1), density=True)[0]
+    assert stairs.values == pytest.approx(3 + 0.9 * share / exact.max())
     walks = np.random.default_rng(0).normal(size=(80, 31, 2)).cumsum(axis=1)
     goals = plot_goals({name: walks for name in "abcde"}, n_shown=7)
     titled = [axes for axes in goals.axes if axes.get_title()]

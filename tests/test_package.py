@@ -6,9 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -74,6 +77,32 @@ def test_an_installed_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
     assert (site / "sb3_diffusion" / "py.typed").is_file()
 
 
+def test_the_source_distribution_builds_again_and_both_can_be_published(tmp_path: Path) -> None:
+    """``build`` makes the wheel from the source distribution, not from the clone."""
+    for package in ("build", "twine"):
+        pytest.importorskip(package)
+    source = tmp_path / "source"
+    source.mkdir()
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode != 0:
+        pytest.skip("not a clone")
+    for name in files.stdout.splitlines():
+        if not name.startswith(("benchmarks/", "docs/", "examples/")) and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    built = run("-m", "build", "--no-isolation", "--outdir", "dist", "source", cwd=tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    version = sb3_diffusion.__version__
+    sdist, wheel = f"sb3_diffusion-{version}.tar.gz", f"sb3_diffusion-{version}-py3-none-any.whl"
+    assert {path.name for path in (tmp_path / "dist").iterdir()} == {sdist, wheel}
+    checked = run("-m", "twine", "check", "--strict", f"dist/{sdist}", f"dist/{wheel}", cwd=tmp_path)
+    assert checked.returncode == 0 and checked.stdout.count("PASSED") == 2, checked.stdout
+    with tarfile.open(tmp_path / "dist" / sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "hyperparams/diffsac.yml", "sb3_diffusion/py.typed"} <= inside
+    assert not any(name.startswith("tests") for name in inside)
+
+
 def test_the_demo_leaves_model_evaluations_curve_and_gif(tmp_path: Path) -> None:
     options = ("--env", "InvertedPendulum-v5", "--steps", "150", "--diffusion-steps", "2", "--out", "results")
     finished = demo(*options, cwd=tmp_path)
@@ -87,7 +116,30 @@ def test_the_demo_leaves_model_evaluations_curve_and_gif(tmp_path: Path) -> None
         rows = list(csv.DictReader(file))
     assert [int(row["timesteps"]) for row in rows] == list(range(15, 151, 15))
     assert sb3_diffusion.DiffSAC.load(tmp_path / "results" / "model.zip").num_timesteps == 150
-    assert re.search(r"DiffSAC -?[\d.]+, random actions -?[\d.]+", finished.stdout)
+    assert re.search(r"DiffSAC -?[\d.]+, random actions -?[\d.]+, no action \(zero\) -?[\d.]+", finished.stdout)
+
+
+def test_the_demo_draws_the_recorded_sac_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    module = importlib.import_module("train_mujoco")
+    assert module.recorded_sac("Reacher-v5") is None
+    sac = module.recorded_sac("HalfCheetah-v5")
+    with (ROOT / "benchmarks" / "results" / "learning.csv").open() as file:
+        runs = [row for row in csv.DictReader(file) if (row["variant"], row["environment"]) == ("sac", "HalfCheetah-v5")]
+    last = [float(row["deterministic_return"]) for row in runs if row["timesteps"] == "100000"]
+    assert sac.n_seeds == len(last) == 3 and sac.steps.tolist() == list(range(10_000, 100_001, 10_000))
+    assert (sac.mean[-1], sac.low[-1], sac.high[-1]) == pytest.approx((sum(last) / 3, min(last), max(last)))
+
+    evaluation = SimpleNamespace(steps=[10_000, 20_000, 30_000], returns=[[0, 10], [500, 700], [2000, 2500]])
+    drawn: list[Any] = []
+    monkeypatch.setattr(module.Figure, "savefig", lambda self, path: drawn.append(self))
+    untrained = {"random actions": -280.0, "no action (zero)": -1.0}
+    for env_id in ("HalfCheetah-v5", "Reacher-v5"):
+        module.draw_learning_curve(tmp_path / "a.png", evaluation, untrained, env_id)
+    with_sac, without = ([line.get_label() for line in figure.axes[0].lines] for figure in drawn)
+    assert without == ["DiffSAC, deterministic", *untrained]
+    assert with_sac == [without[0], "SB3's SAC, recorded (3 seeds)", *untrained]
+    assert list(drawn[0].axes[0].lines[1].get_xdata()) == [10_000, 20_000, 30_000]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import bootstrap, trim_mean
 
 from sb3_diffusion.experiments import pictures, statistics
-from sb3_diffusion.experiments.comparison import Comparison, ranges
+from sb3_diffusion.experiments.comparison import Comparison, ranges, readable
 from sb3_diffusion.experiments.reading import Run, read
 from sb3_diffusion.experiments.reporting import report
 from sb3_diffusion.experiments.statistics import (
@@ -332,7 +332,7 @@ def test_the_table_says_where_there_is_no_interval_and_no_mean_over_tasks(campai
 def test_the_pictures_draw_what_the_table_says(campaign: Callable[..., Path]) -> None:
     comparison = Comparison(read([str(campaign(two_variants()))]), ["deterministic_return", "sampled_return"], "old")
     drawn = pictures.draw(comparison)
-    assert list(drawn) == ["curves", "wall_clock", "improvement", "profile"]
+    assert list(drawn) == ["curves", "wall_clock", "improvement", "profile", "runs"]
     curves = drawn["curves"].axes
     assert [axes.get_title() for axes in curves[::2]] == ["HalfCheetah-v5", "Hopper-v5", "2 tasks, TD3-normalised"]
     found = comparison.value("new", ["HalfCheetah-v5"], "deterministic_return")
@@ -349,6 +349,24 @@ def test_the_pictures_draw_what_the_table_says(campaign: Callable[..., Path]) ->
     assert "95 % stratified bootstrap interval" in drawn["curves"].get_suptitle()
 
 
+def test_every_run_is_a_point_beside_its_variants_mean(campaign: Callable[..., Path]) -> None:
+    comparison = Comparison(read([str(campaign(two_variants()))]), ["deterministic_return"], "old")
+    figure = pictures.runs(comparison)
+    assert figure is not None and [axes.get_title() for axes in figure.axes] == ["HalfCheetah-v5", "Hopper-v5"]
+    bar, mean, points = figure.axes[1].lines[3:]
+    finals = comparison.finals("new", "Hopper-v5", "deterministic_return")
+    assert points.get_xdata() == pytest.approx(finals) and points.get_ydata().tolist() == [1] * len(finals)
+    found = comparison.value("new", ["Hopper-v5"], "deterministic_return")
+    assert found is not None and mean.get_xdata() == pytest.approx([found.value])
+    assert bar.get_xdata() == pytest.approx([found.low, found.high])
+
+
+def test_pictures_call_algorithms_by_their_names() -> None:
+    names = ["sac", "diffsac-fullchain", "diffsac-learning-rate-1e-3", "diffppo-zero-temperature", "mine", "half-baked"]
+    expected = ["SAC", "DiffSAC, full chain", "DiffSAC, learning rate 1e-3", "DiffPPO, zero temperature", "mine", "half-baked"]
+    assert list(map(readable, names)) == expected
+
+
 def test_unfinished_runs_are_drawn_dotted_and_said_to_be(campaign: Callable[..., Path]) -> None:
     rows = rows_of("a", "E", 0, 1, 2, 3) + rows_of("a", "E", 1, 7, 8)
     figure = pictures.curves(Comparison(read([str(campaign(rows))]), ["deterministic_return"], None))
@@ -361,7 +379,7 @@ def test_unfinished_runs_are_drawn_dotted_and_said_to_be(campaign: Callable[...,
 
 def test_nothing_is_drawn_of_which_there_is_nothing(campaign: Callable[..., Path]) -> None:
     rows = rows_of("a", "E", 0, 1) + rows_of("a", "E", 1, 2)
-    assert list(pictures.draw(Comparison(read([str(campaign(rows))]), ["deterministic_return"], None))) == ["profile"]
+    assert list(pictures.draw(Comparison(read([str(campaign(rows))]), ["deterministic_return"], None))) == ["profile", "runs"]
     told = [{"variant": "a", "environment": "E", "seed": seed, "status": "partial", "made_with": []} for seed in (0, 1)]
     unfinished = read([str(campaign(rows, steps=500, made_with=[], runs=told))])
     assert not pictures.draw(Comparison(unfinished, ["deterministic_return"], None))
@@ -375,7 +393,7 @@ def test_the_command_leaves_a_table_and_pictures_and_says_on_stderr_what_is_miss
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     made = tmp_path / "made"
-    names = ["learning.md", *(f"learning_{name}.png" for name in ("curves", "improvement", "profile", "wall_clock"))]
+    names = ["learning.md", *(f"learning_{name}.png" for name in ("curves", "improvement", "profile", "runs", "wall_clock"))]
     assert sorted(file.name for file in made.iterdir()) == names
     assert finished.stdout.startswith((made / "learning.md").read_text())
     assert "Unfinished and left out: old, Hopper-v5, seed 9 (100 of 200 steps)" in finished.stderr

@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sb3_diffusion.evaluation.style import BLUE, GREEN, GREY
+from sb3_diffusion.evaluation.style import VERMILLION as ORANGE
+
 HERE = Path(__file__).parent
-# Okabe and Ito's colours, which the colour-blind can tell apart
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 
 def circle(axes: Axes, x: float, y: float, text: str, color: str) -> None:

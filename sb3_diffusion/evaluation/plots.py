@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.evaluation.density import RewardFunction, boltzmann_density, total_variation
+from sb3_diffusion.evaluation.style import BLACK, BLUE, COLORS, DPI, VERMILLION, WIDTH, bare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,30 +28,35 @@ def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, t
     """
     from matplotlib.figure import Figure
 
+    n_columns = min(4, len(samples))
+    n_rows = -(-len(samples) // n_columns)
     grid = np.linspace(-1.0, 1.0, 501)
     exact = boltzmann_density(reward_fn, temperature, grid)
-    figure = Figure(figsize=(4.5 * len(samples), 3.6), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(samples), sharey=True, squeeze=False)[0]
-    for panel, (name, actions) in zip(panels, samples.items(), strict=True):
-        panel.hist(
-            np.ravel(actions), bins=80, range=(-1, 1), density=True, color="tab:blue", alpha=0.6, label="sampled actions"
-        )
-        panel.plot(grid, exact, color="black", label=f"exact, exp(r / {temperature:g}) / Z")
+    figure = Figure(figsize=(max(4.5, WIDTH * n_columns / 4), 2.6 * n_rows + 0.3), dpi=DPI, layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for panel in panels.flat[len(samples) :]:
+        panel.axis("off")
+    for panel, (name, actions) in zip(panels.flat, samples.items(), strict=False):
+        panel.hist(np.ravel(actions), bins=60, range=(-1, 1), density=True, color=BLUE, alpha=0.6, label="sampled actions")
+        panel.plot(grid, exact, color=BLACK, linewidth=1.3, label=f"exact, exp(r / {temperature:g}) / Z")
         distance = total_variation(actions, reward_fn, temperature)
-        panel.set_title(f"{name}\ntotal variation of these {np.size(actions)} samples: {distance:.2f}")
+        panel.set_title(f"{name}\ntotal variation {distance:.2f}", fontsize="medium")
         panel.set_xlabel("action")
         panel.set_xlim(-1, 1)
         panel.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
-    panels[0].set_ylabel("density")
-    panels[0].legend(loc="upper center", fontsize="small")
-    panels[0].set_ylim(top=1.25 * max(panels[0].get_ylim()[1], exact.max()))
+        bare(panel)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("density")
+    panels[0, 0].set_ylim(top=1.08 * max(panels[0, 0].get_ylim()[1] / 1.05, exact.max()))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
     """
-    What policies sample in each heading of TurningDoubleWell, beside each other, against the exact optimal density: no turn
-    makes the future better or worse, so it is that of the reward alone.
+    What policies sample in each heading of TurningDoubleWell, a column for each policy and a row for each heading, against
+    the exact optimal density: no turn makes the future better or worse, so it is that of the reward alone.
 
     :param actions: by the name of the policy, its actions in units of 90° as :func:`turn_mass` draws them, shape (8, n)
     :param temperature: τ of the optimal density, in units of reward per nat, above 0
@@ -62,23 +68,30 @@ def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
     for name, array in actions.items():
         if np.ndim(array) != 2 or len(array) != 8:
             raise ValueError(f"actions[{name!r}] has shape {np.shape(array)}; allowed: (8, n), one row for each heading")
+    n_headings = len(TurningDoubleWell.HEADINGS)
     grid = np.linspace(-1.0, 1.0, 401)
-    exact = boltzmann_density(TurningDoubleWell.reward, temperature, grid)
-    figure = Figure(figsize=(13, 5.6), dpi=120, layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True, sharey=True)
-    for heading, panel in enumerate(panels.flat):
-        for name, array in actions.items():
-            panel.hist(90 * array[heading], bins=45, range=(-90, 90), density=True, alpha=0.55, label=name)
-        panel.set_title(f"heading {45 * heading}°")
+    exact = boltzmann_density(TurningDoubleWell.reward, temperature, grid) / 90
+    row_height = 0.9 / exact.max()  # a heading's row is 1 high
+    edges = np.linspace(-90, 90, 61)
+    figure = Figure(figsize=(max(3.2, WIDTH / 4 * len(actions) + 0.2), 5.4), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(actions), sharex=True, sharey=True, squeeze=False)[0]
+    for number, (panel, (name, array)) in enumerate(zip(panels, actions.items(), strict=True)):
+        for heading, turns in enumerate(array):
+            density = np.histogram(90 * turns, bins=edges, density=True)[0]
+            color = COLORS[number % len(COLORS)]
+            options: dict[str, Any] = dict(baseline=heading, fill=True, color=color, alpha=0.6)
+            panel.stairs(heading + row_height * density, edges, **options, label="sampled turns" if heading == 0 else None)
+            legend = f"exact, exp(r / {temperature:.3g}) / Z" if heading == 0 else None
+            panel.plot(90 * grid, heading + row_height * exact, color=BLACK, linewidth=1, label=legend)
+        panel.set_title(name, fontsize="medium")
+        panel.set_xlabel("turn in degrees")
         panel.set_xticks([-90, -45, 0, 45, 90])
         panel.set_xlim(-90, 90)
-        panel.plot(90 * grid, exact / 90, color="black", linewidth=1, label=f"exact, exp(r / {temperature:.3g}) / Z")
-    for panel in panels[:, 0]:
-        panel.set_ylabel("density per degree")
-    for panel in panels[1]:
-        panel.set_xlabel("turn in degrees")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        panel.set_yticks(range(n_headings), [f"{45 * heading}°" for heading in range(n_headings)])
+        bare(panel)
+    panels[0].set_ylabel("heading, and density of the turns there")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -100,17 +113,17 @@ def plot_goals(trajectories: Mapping[str, np.ndarray], n_shown: int = 60) -> Fig
     landscape = -MultiGoal2D.squared_distances(np.stack(np.meshgrid(grid, grid), axis=-1)).min(axis=-1)
     n_columns = min(4, len(trajectories))
     n_rows = -(-len(trajectories) // n_columns)
-    figure = Figure(figsize=(3.4 * n_columns + 0.8, 3.5 * n_rows), dpi=120, layout="constrained")
+    figure = Figure(figsize=(2.2 * n_columns + 0.7, 2.4 * n_rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(trajectories) :]:
         panel.axis("off")
     used = list(panels.flat[: len(trajectories)])
     for panel, (name, array) in zip(used, trajectories.items(), strict=True):
-        contours = panel.contourf(grid, grid, landscape, levels=16, cmap="Greys_r", vmin=-60)
+        contours = panel.contourf(grid, grid, landscape, levels=16, cmap="Greys_r", vmin=-90)
         for trajectory in array[:n_shown]:
-            panel.plot(*trajectory.T, color="tab:blue", linewidth=0.8, alpha=0.5, marker=".", markersize=2)
-        panel.scatter(*MultiGoal2D.GOALS.T, marker="*", s=90, color="tab:red", zorder=3)
-        panel.set_title(name)
+            panel.plot(*trajectory.T, color=BLUE, linewidth=0.6, alpha=0.4)
+        panel.scatter(*MultiGoal2D.GOALS.T, marker="*", s=60, color=VERMILLION, zorder=3)
+        panel.set_title(name, fontsize="medium")
         panel.set_aspect("equal")
         panel.set_xticks([-5, 0, 5])
         panel.set_yticks([-5, 0, 5])

@@ -1,5 +1,6 @@
 """Variants side by side: which runs count, and what they say."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,20 @@ LONGEST_SEEDS = 40  # letters
 def words(column: str) -> str:
     """:return: a column's name for people"""
     return column.replace("_", " ")
+
+
+ALGORITHMS = "A2C CrossQ DDPG DiffCrossQ DiffPPO DiffSAC DiffTQC DiffWPO PPO SAC TD3 TQC TRPO".split()
+
+
+def readable(variant: str) -> str:
+    """:return: a variant's name for people: ``"DiffSAC, early start"`` for ``diffsac-early-start``"""
+    algorithm, *rest = variant.split("-", 1)
+    known = {name.lower(): name for name in ALGORITHMS}
+    if algorithm not in known:
+        return variant
+    # A number keeps its strokes, as in 1e-3.
+    described = re.sub(r"(?<!\de)-", " ", "".join(rest)).replace("fullchain", "full chain")
+    return f"{known[algorithm]}, {described}" if described else known[algorithm]
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from sb3_diffusion.experiments.comparison import Comparison, words
+from sb3_diffusion.evaluation.style import COLORS, DPI, WIDTH, bare
+from sb3_diffusion.experiments.comparison import Comparison, readable, words
 from sb3_diffusion.experiments.reading import Run
 from sb3_diffusion.experiments.statistics import (
     Estimate,
@@ -20,13 +21,9 @@ from sb3_diffusion.experiments.statistics import (
     performance_profile,
 )
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), which colour-blind people can tell apart; where it ends, it begins again
-# with other lines.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Where the colours end, they begin again with other lines.
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WIDTH = 9.0  # inches; at 110 dots per inch what GitHub shows of a README
-DPI = 110
 PLACES = 200  # of a curve over wall-clock time, of a profile
 INTERVAL = "95 % stratified bootstrap interval"
 AXES = {"timesteps": ("environment steps", 1.0), "seconds": ("wall-clock hours", 1 / 3600)}
@@ -56,7 +53,7 @@ def style(index: int) -> dict[str, Any]:
 def label(comparison: Comparison, variant: str) -> str:
     """:return: the variant and its seeds"""
     most = max(len(comparison.select(variant, environment)) for environment in comparison.environments)
-    return f"{variant} ({comparison.seeds(variant)}{', no interval' if most == 1 else ''})"
+    return f"{readable(variant)} ({comparison.seeds(variant)}{', no interval' if most == 1 else ''})"
 
 
 def quantity(metric: str, environment: str) -> str:
@@ -84,8 +81,7 @@ def new_figure(comparison: Comparison, panels: Sequence[Panel], height: float = 
     for unused in every[len(panels) :]:
         unused.axis("off")
     for axes in (used := list(every[: len(panels)])):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3, linewidth=0.6)
+        bare(axes)
     return figure, used
 
 
@@ -234,7 +230,7 @@ def improvement(comparison: Comparison) -> Figure | None:
         axes.set_yticks(range(len(places)), names if axes is every[0] else [""] * len(names))
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"probability of a {words(metric)} above {comparison.baseline}'s")
+        axes.set_xlabel(f"probability of a {words(metric)} above {readable(str(comparison.baseline))}'s")
     caption = f"Final evaluations, compared with those of {label(comparison, comparison.baseline)}; bar: {INTERVAL}"
     return finish(figure, comparison, caption, without=comparison.baseline)
 
@@ -269,11 +265,53 @@ def profile(comparison: Comparison) -> Figure | None:
     return finish(figure, comparison, f"Performance profile of the final evaluations; band: {INTERVAL}") if drawn else None
 
 
+def runs(comparison: Comparison) -> Figure | None:
+    """
+    :param comparison: variants, tasks and metrics
+    :return: every run's last evaluation as a point, with interquartile mean and interval, a panel for each task and metric
+        that was measured there; None if nothing has finished
+    """
+    variants = comparison.variants
+    panels = [
+        (metric, environment)
+        for environment in comparison.environments
+        for metric in comparison.metrics
+        if any(len(comparison.finals(variant, environment, metric)) for variant in variants)
+    ]
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, (0.75 + 0.26 * len(variants)) * rows + 0.3), dpi=DPI, layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for axes, (metric, environment) in zip(every, panels, strict=False):
+        for index, variant in enumerate(variants):
+            finals = comparison.finals(variant, environment, metric)
+            color = style(index)["color"]
+            if len(finals):
+                found = estimate(interquartile_mean, [finals])
+                axes.plot([found.low, found.high], [index, index], color=color, linewidth=6, alpha=0.25, solid_capstyle="butt")
+                axes.plot(found.value, index, "|", color=color, markersize=11, markeredgewidth=2)
+                axes.plot(finals, [index] * len(finals), "o", color=color, markersize=4, alpha=0.7, markeredgewidth=0)
+        axes.set_title(environment, fontsize="medium")
+        axes.set_xlabel(quantity(metric, environment))
+        axes.set_yticks(range(len(variants)), [readable(variant) for variant in variants])
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.margins(x=0.08)
+        bare(axes)
+    for unused in every[len(panels) :]:
+        unused.axis("off")
+    caption = f"Last evaluation: every run, interquartile mean over seeds; bar: {INTERVAL}"
+    figure.suptitle(caption, fontsize="small", color="0.25")
+    return figure
+
+
 PICTURES: dict[str, Callable[[Comparison], Figure | None]] = {
     "curves": curves,
     "wall_clock": wall_clock,
     "improvement": improvement,
     "profile": profile,
+    "runs": runs,
 }
 
 
