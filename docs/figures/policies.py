@@ -7,6 +7,7 @@ them.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,26 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from matplotlib.figure import Figure
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import two_modes
+
 from sb3_diffusion import DiffSAC
-from sb3_diffusion.envs import BimodalBandit, TurningDoubleWell
+from sb3_diffusion.envs import TurningDoubleWell
 from sb3_diffusion.evaluation import (
     animate_denoising,
-    boltzmann_density,
     plot_actions_and_critic,
     plot_denoising,
     plot_log_ratios,
     plot_modes_along_episode,
-    policy_chains,
 )
-from sb3_diffusion.evaluation.chain_plots import highest_density
-from sb3_diffusion.evaluation.style import BLACK
 from sb3_diffusion.experiments.annealing import Annealing
 
 HERE = Path(__file__).parent
-TEMPERATURE = 0.1
+TEMPERATURE = two_modes.TEMPERATURE
 SMALL: dict[str, Any] = dict(learning_rate=1e-3, policy_kwargs=dict(net_arch=[64, 64]), seed=0, device="cpu")
-
-
-def bandit(algorithm: Any) -> BaseAlgorithm:
-    """A policy of BimodalBandit whose temperature falls from 1 to 0.1, as in README.md."""
-    falls = Annealing(what="ent_coef", first=1.0, last=TEMPERATURE, end=0.667, geometric=True)
-    return algorithm("MlpPolicy", "BimodalBandit-v0", ent_coef=1.0, **SMALL).learn(4_000, falls)
 
 
 class FourGoodActions(gym.Env):
@@ -72,8 +65,8 @@ def turns(algorithm: Any) -> BaseAlgorithm:
 
 
 TRAININGS = {
-    "diffsac_bandit": (DiffSAC, bandit),
-    "sac_bandit": (SAC, bandit),
+    "diffsac_bandit": (DiffSAC, two_modes.train),
+    "sac_bandit": (SAC, two_modes.train),
     "diffsac_four": (DiffSAC, four),
     "diffsac_turns": (DiffSAC, turns),
 }
@@ -91,24 +84,6 @@ def load_or_train(folder: Path) -> dict[str, Any]:
     return models
 
 
-def denoising(diffusion: Any, gaussian: Any) -> Figure:
-    """README's first picture: noise becomes one of two good actions; beside, to the same scale, the Gaussian of SAC."""
-    observation = np.zeros(1, dtype=np.float32)
-    th.manual_seed(0)
-    actions, _ = gaussian.predict(np.zeros((20_000, 1), dtype=np.float32), deterministic=False)
-    figure = plot_denoising(diffusion, observation, 6000, beside={"SAC's Gaussian": actions})
-    chains, beside = figure.axes
-    chains.set_title("DiffSAC: noise becomes one of two good actions, in four steps", fontsize="medium")
-    grid = np.linspace(-1, 1, 401)
-    exact = boltzmann_density(BimodalBandit().reward, TEMPERATURE, grid)
-    last = diffusion.actor.diffusion_steps
-    highest = highest_density(policy_chains(diffusion, observation, 6000).actions[0, 0, :, 0], (-1.0, 1.0))
-    for axes, place, scale in ((chains, last, 0.8 / highest), (beside, 0.0, 0.9 / highest)):
-        axes.plot(place + scale * exact, grid, color=BLACK, linewidth=1.2, linestyle="--")
-    beside.set_xlabel("dashed: exact")
-    return figure
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, help="where models are kept (default: nowhere)")
@@ -120,7 +95,7 @@ def main() -> None:
         models = load_or_train(folder)
     one = np.zeros(1, dtype=np.float32)
     bandit_of, four_of, turns_of = models["diffsac_bandit"], models["diffsac_four"], models["diffsac_turns"]
-    denoising(bandit_of, models["sac_bandit"]).savefig(HERE / "denoising.png")
+    two_modes.draw(bandit_of, models["sac_bandit"]).savefig(HERE / "denoising.png")
     animate_denoising(bandit_of, one, HERE / "denoising.gif")
     plot_denoising(four_of, one).savefig(HERE / "denoising_2d.png")
     plot_actions_and_critic(bandit_of, one).savefig(HERE / "critic.png")
