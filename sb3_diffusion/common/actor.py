@@ -40,6 +40,8 @@ from sb3_diffusion.diffusion import (
 # trained networks work: one step moves by at most 50 noise standard deviations and scales the noise by e^-10 to e^2.
 MAX_DRIFT = 50.0
 MIN_LOG_SCALE, MAX_LOG_SCALE = -10.0, 2.0
+# Far beyond any use: a wavelength of 2e-4 ν
+MAX_FREQUENCIES = 16
 
 
 class PolicySample(NamedTuple):
@@ -111,6 +113,8 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     :param learn_schedule: learn one β per step and action dimension, starting from the schedule
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
+    :param latent_frequencies: n, from 0 to 16: the networks also see the sine and cosine of a latent's components at the angular
+        frequencies 1, 2, 4 … 2^(n-1), in units of 1/ν, and learn narrow modes many times faster; 0: the latent alone
     :param squash_output: whether actions go through tanh; else ``a^0 = m(s) + c(s) x^0`` itself is the action
     :raises ValueError: for an argument out of range, and for ``use_sde=True``
     """
@@ -145,6 +149,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
         squash_output: bool = True,
+        latent_frequencies: int = 0,
     ) -> None:
         if use_sde:
             raise ValueError("use_sde=True: gSDE is not supported by diffusion policies; allowed: use_sde=False")
@@ -155,6 +160,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         flags |= dict(state_dependent_readout=state_dependent_readout)
         for name, flag in flags.items():
             check_choice(name, flag, (False, True))
+        check_number("latent_frequencies", latent_frequencies, 0, MAX_FREQUENCIES, integer=True)
         betas = make_betas(noise_schedule, diffusion_steps, beta_min, beta_max)
         super().__init__(
             observation_space,
@@ -184,7 +190,9 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
             learn_variance=learn_variance,
             state_dependent_readout=state_dependent_readout,
             squash_output=squash_output,
+            latent_frequencies=latent_frequencies,
         )
+        self.latent_frequencies = latent_frequencies
         self.learn_variance = learn_variance
         self.state_dependent_readout = state_dependent_readout
         self.action_dim = get_action_dim(action_space)
@@ -194,7 +202,14 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         self.register_buffer("min_heads", min_heads, persistent=False)
         self.register_buffer("max_heads", max_heads, persistent=False)
         self.denoiser = self._make_denoiser(
-            features_dim, self.action_dim, diffusion_steps, len(min_heads), net_arch, activation_fn, prior_std
+            features_dim,
+            self.action_dim,
+            diffusion_steps,
+            len(min_heads),
+            net_arch,
+            activation_fn,
+            prior_std,
+            latent_frequencies,
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()

@@ -23,6 +23,7 @@ DIFFUSION_ARGUMENTS = (
     "learn_schedule",
     "learn_variance",
     "state_dependent_readout",
+    "latent_frequencies",
 )
 
 
@@ -83,6 +84,7 @@ class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePoli
             self.diffusion_value_arch(),
             self.activation_fn,
             self.actor.prior_std,
+            self.actor.latent_frequencies,
         )
         network.zero_output()
         return network.to(self.device)

@@ -82,6 +82,7 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
         learn_schedule: bool = False,
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
+        latent_frequencies: int = 0,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
         check_choice("batch_norm", batch_norm, (False, True))

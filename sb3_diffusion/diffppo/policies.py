@@ -116,6 +116,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         state_dependent_readout: bool = True,
         finetune_steps: int | None = None,
         min_std: float = 0.0,
+        latent_frequencies: int = 0,
     ) -> None:
         refuse_other_loaders()
         self.diffusion_kwargs: dict[str, Any] = dict(
@@ -131,6 +132,7 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
             squash_output=squash_output,
             finetune_steps=finetune_steps,
             min_std=min_std,
+            latent_frequencies=latent_frequencies,
         )
         warn_without_effect(full_std=(full_std, True), use_expln=(use_expln, False))
         check_number("log_std_init", log_std_init, LOG_STD_MIN, LOG_STD_MAX)
@@ -201,7 +203,14 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
         # Step K + 1: before the first decision, when there is no latent
         self.critic = StepConditionedMLP(
-            self.features_dim, self.actor.action_dim, diffusion_steps + 1, 1, critic_arch, self.activation_fn, prior_std
+            self.features_dim,
+            self.actor.action_dim,
+            diffusion_steps + 1,
+            1,
+            critic_arch,
+            self.activation_fn,
+            prior_std,
+            self.actor.latent_frequencies,
         )
         if self.ortho_init:
             gains: dict[nn.Module, float] = {self.pi_features_extractor: np.sqrt(2), self.vf_features_extractor: np.sqrt(2)}

@@ -62,6 +62,7 @@ class DiffusionSACPolicy(DiffusionPolicyMixin, SACPolicy):
         learn_schedule: bool = False,
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
+        latent_frequencies: int = 0,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
         warn_without_effect(log_std_init=(log_std_init, -3), use_expln=(use_expln, False), clip_mean=(clip_mean, 2.0))

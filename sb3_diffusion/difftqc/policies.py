@@ -63,6 +63,7 @@ class DiffusionTQCPolicy(DiffusionPolicyMixin, TQCPolicy):
         learn_schedule: bool = False,
         learn_variance: bool = True,
         state_dependent_readout: bool = True,
+        latent_frequencies: int = 0,
     ) -> None:
         self.diffusion_kwargs = {name: value for name, value in locals().items() if name in DIFFUSION_ARGUMENTS}
         check_number("n_quantiles", n_quantiles, 1, integer=True)
