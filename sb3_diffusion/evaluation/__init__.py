@@ -8,6 +8,7 @@ from sb3_diffusion.evaluation.density import (
     log_partition,
     total_variation,
 )
+from sb3_diffusion.evaluation.fidelity import Fidelity, fidelity
 from sb3_diffusion.evaluation.mode_coverage import (
     GoalCoverage,
     MixtureDivergence,
@@ -18,16 +19,18 @@ from sb3_diffusion.evaluation.mode_coverage import (
     sample_actions,
     turn_mass,
 )
-from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
+from sb3_diffusion.evaluation.plots import plot_density, plot_fidelity, plot_goals, plot_turns
 from sb3_diffusion.experiments.provenance import provenance
 
 __all__ = [
     "BoundTightness",
+    "Fidelity",
     "GoalCoverage",
     "MixtureDivergence",
     "TurnMass",
     "boltzmann_density",
     "bound_tightness",
+    "fidelity",
     "goal_coverage",
     "histogram_entropy",
     "kl_divergence",
@@ -35,6 +38,7 @@ __all__ = [
     "mixture_divergence",
     "normalised_entropy",
     "plot_density",
+    "plot_fidelity",
     "plot_goals",
     "plot_turns",
     "provenance",
