@@ -27,7 +27,7 @@ from sb3_diffusion.zoo import register
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGNS = sorted([*(ROOT / "benchmarks" / "campaigns").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
-NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round")
+NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round", "fidelity_exact")
 TABLES = [
     path
     for folder in ("benchmarks", "examples")
@@ -66,11 +66,11 @@ def test_every_kept_table_is_a_campaigns_and_has_its_json(path: Path) -> None:
         assert all(content["made_with"][number]["commit"] for number in run["made_with"])
 
 
-def test_the_repository_keeps_no_more_than_sixty_result_files() -> None:
+def test_the_repository_keeps_no_more_than_sixty_four_result_files() -> None:
     files = [
         path for folder in ("benchmarks", "examples") for path in (ROOT / folder / "results").rglob("*") if path.is_file()
     ]
-    assert len(files) <= 60
+    assert len(files) <= 64
 
 
 def build(algorithm: str, env_id: str) -> Any:
