@@ -16,10 +16,14 @@ from sb3_diffusion.envs.turning_gmm import TurningGMM
 __all__ = ["ActionChunk", "AugmentedMDP", "BimodalBandit", "BoltzmannBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
 
 # By name, the number of steps after which an episode is truncated
-HORIZONS = {"BimodalBandit": None, "MultiGoal2D": MultiGoal2D.HORIZON, "TurningDoubleWell": 200, "TurningGMM": 200}
+HORIZONS = {
+    "BimodalBandit": None,
+    "BoltzmannBandit": None,
+    "MultiGoal2D": MultiGoal2D.HORIZON,
+    "TurningDoubleWell": 200,
+    "TurningGMM": 200,
+}
 ENTRY_POINTS = {name: (f"sb3_diffusion.envs:{name}", horizon) for name, horizon in HORIZONS.items()}
-# It has nothing to draw.
-ENTRY_POINTS["BoltzmannBandit"] = ("sb3_diffusion.envs:BoltzmannBandit", None)
 # Its module needs gymnasium-robotics and is imported when one is made.
 ENTRY_POINTS["TwoWaysRound"] = ("sb3_diffusion.envs.two_ways_round:TwoWaysRound", 150)
 for name, (entry_point, horizon) in ENTRY_POINTS.items():

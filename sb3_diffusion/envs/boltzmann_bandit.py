@@ -1,14 +1,15 @@
 """One-step problems with several contexts whose optimal maximum-entropy policies are known densities with many modes."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
 from sb3_diffusion.common.validation import check_number
+from sb3_diffusion.envs.rendering import BLUE, ORANGE, SKY, Picture, RenderedEnv, faded
 
 # Points of the quadrature per action dimension, for d = 1, 2, 3
 GRID_POINTS = (4001, 241, 71)
@@ -17,6 +18,8 @@ BINS = (40, 20, 8)
 # The centres of generated bumps lie within it.
 LARGEST_CENTRE = 0.8
 MAX_TRIES = 10_000
+# How many of the last actions are drawn
+REMEMBERED_ACTIONS = 500
 
 
 class Bumps(NamedTuple):
@@ -39,13 +42,13 @@ THREE_BUMPS = Bumps(np.array([[-0.6], [0.1], [0.7]]), np.array([1.0, 0.9, 1.0]),
 
 
 def generated_bumps(
-    seed: int, action_dim: int = 1, n_modes: Sequence[int] = (1, 2, 4, 6), separation: float = 4.0
+    bench_seed: int, action_dim: int = 1, n_modes: Sequence[int] = (1, 2, 4, 6), separation: float = 4.0
 ) -> list[Bumps]:
     """
     Bumps of unequal heights (0.85 … 1) and widths (up to a quarter more or less than ``0.48 / n^(1/d) / separation * 2``), at
     places that are at least so many widths apart.
 
-    :param seed: from which all is drawn
+    :param bench_seed: from which all is drawn
     :param action_dim: d, 1 to 3
     :param n_modes: how many bumps each context has, 1 to 6
     :param separation: least distance of two centres in units of the mean width, 2 to 8: at 3 the valley between two equal
@@ -53,14 +56,14 @@ def generated_bumps(
     :return: one for each context
     :raises ValueError: for an argument out of range
     """
-    check_number("seed", seed, 0, integer=True)
+    check_number("bench_seed", bench_seed, 0, integer=True)
     check_number("action_dim", action_dim, 1, len(GRID_POINTS), integer=True)
     check_number("separation", separation, 2, 8)
     if not len(n_modes):
         raise ValueError(f"n_modes={n_modes!r} must name one context or more")
     for i, n in enumerate(n_modes):
         check_number(f"n_modes[{i}]", n, 1, 6, integer=True)
-    generator = np.random.default_rng([seed, action_dim])
+    generator = np.random.default_rng([bench_seed, action_dim])
     contexts = []
     for n in n_modes:
         # With one bump, as wide as with two
@@ -73,13 +76,15 @@ def generated_bumps(
             if gaps.min() >= distance:
                 break
         else:
-            raise ValueError(f"seed={seed!r}: no {n} centres are {separation} widths apart in {action_dim} dimensions")
+            raise ValueError(
+                f"bench_seed={bench_seed!r}: no {n} centres are {separation} widths apart in {action_dim} dimensions"
+            )
         heights, widths = generator.uniform(0.85, 1.0, n), width * generator.uniform(0.8, 1.25, n)
         contexts.append(Bumps(centres, heights, widths))
     return contexts
 
 
-class BoltzmannBandit(gym.Env[np.ndarray, np.ndarray]):
+class BoltzmannBandit(RenderedEnv):
     """
     One action in [-1, 1]^d, then the episode terminates. In each context the reward is a sum of Gaussian bumps,
 
@@ -89,13 +94,24 @@ class BoltzmannBandit(gym.Env[np.ndarray, np.ndarray]):
     masses (:meth:`exact_masses`). The context is drawn at random and observed one-hot, float32 of shape (contexts,). By
     default there is one, with three bumps at -0.6, 0.1 and 0.7 of heights 1, 0.9 and 1 and width 0.15.
 
+    The picture shows the current context: the reward over the action or, with several action dimensions, the bumps as discs of
+    their width in the first two; and the last actions.
+
     :param bench_seed: None: the three bumps; else the contexts of :func:`generated_bumps`
     :param temperature: τ at which policies are judged, in units of reward per nat, above 0
+    :param render_mode: "rgb_array", "human" or None
     :param generation: the other arguments of :func:`generated_bumps`
     :raises ValueError: for an argument out of range, and for other arguments without ``bench_seed``
     """
 
-    def __init__(self, bench_seed: int | None = None, temperature: float = 0.2, **generation: Any) -> None:
+    def __init__(
+        self,
+        bench_seed: int | None = None,
+        temperature: float = 0.2,
+        render_mode: str | None = None,
+        **generation: Any,
+    ) -> None:
+        super().__init__(render_mode)
         check_number("temperature", temperature, 0, exclusive=True)
         if bench_seed is None and generation:
             raise ValueError(f"{', '.join(generation)}: only with bench_seed, for which contexts are generated")
@@ -106,6 +122,7 @@ class BoltzmannBandit(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_dim,))
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.contexts),))
         self._context = 0
+        self._actions: list[deque[np.ndarray]] = [deque(maxlen=REMEMBERED_ACTIONS) for _ in self.contexts]
 
     @property
     def observations(self) -> np.ndarray:
@@ -171,7 +188,34 @@ class BoltzmannBandit(gym.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._context = int(self.np_random.integers(len(self.contexts)))
+        self._show()
         return self.observations[self._context], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._actions[self._context].append(np.array(action, dtype=np.float64))
+        self._show()
         return self.observations[self._context], float(self.reward(action, self._context)), True, False, {}
+
+    def _picture(self) -> Picture:
+        bumps, actions = self.contexts[self._context], list(self._actions[self._context])
+        picture = Picture(560, 420)
+        caption = f"context {self._context + 1} of {len(self.contexts)}, {len(actions)} actions"
+        picture.panel(0, 0, 560, 420, (0, 560), (420, 0)).text(caption, (280, 20))
+        if self.action_dim == 1:
+            grid = np.linspace(-1, 1, 401)
+            rewards = self.reward(grid[:, None], self._context)
+            panel = picture.panel(30, 45, 500, 320, (-1, 1), (-0.1, 1.1 * rewards.max()))
+            panel.polygon([(-1, 0), *zip(grid, rewards, strict=True), (1, 0)], faded(SKY, 0.25))
+            panel.line(np.stack([grid, rewards], axis=-1), BLUE, 2.5)
+            places = [(float(action[0]), float(self.reward(action, self._context))) for action in actions]
+        else:
+            panel = picture.panel(110, 40, 340, 340, (-1, 1), (-1, 1))
+            for centre, width in zip(bumps.centres, bumps.widths, strict=True):
+                panel.disc(centre[:2], 170 * width, faded(SKY, 0.5))
+            places = [(float(action[0]), float(action[1])) for action in actions]
+        for place in places:
+            panel.disc(place, 2, faded(ORANGE, 0.7))
+        panel.axis({tick: f"{tick:g}" for tick in (-1.0, -0.5, 0.0, 0.5, 1.0)})
+        if places:
+            panel.marker(places[-1])
+        return picture

@@ -145,7 +145,13 @@ def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Fi
         for context, panel in enumerate(row[: len(env.contexts)]):
             log_density = env.reward(grid[:, None], context) / env.temperature - env.exact_masses(context).log_partition
             panel.hist(
-                np.ravel(found.actions[context]), bins=100, range=(-1, 1), density=True, color="tab:blue", alpha=0.6, label="sampled"
+                np.ravel(found.actions[context]),
+                bins=100,
+                range=(-1, 1),
+                density=True,
+                color="tab:blue",
+                alpha=0.6,
+                label="sampled",
             )
             panel.plot(grid, np.exp(log_density), color="black", linewidth=1, label="exact")
             shares = found.mode_shares[context]

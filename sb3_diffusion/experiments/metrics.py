@@ -74,7 +74,7 @@ def boltzmann_fidelity(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
         exact mass, path divergence and gap of the bound in nats (means over contexts; without NaN)
     :raises ValueError: for another environment
     """
-    problem = env.unwrapped.envs[0].unwrapped  # type: ignore[attr-defined]
+    problem = env.get_attr("unwrapped")[0]
     if not isinstance(problem, BoltzmannBandit):
         raise ValueError(f"boltzmann_fidelity is for BoltzmannBandit-v0, not for {problem}")
     found = fidelity(model, problem)
