@@ -184,13 +184,6 @@ def test_every_network_that_sees_latents_has_the_frequencies_and_they_are_saved(
         )
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("value", [-1, 17, 1.5, "4", None])
-def test_bad_frequencies_are_refused(algorithm: Any, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"latent_frequencies=.* must be an integer >= 0 and <= 16"):
-        algorithm("MlpPolicy", "BoltzmannBandit-v0", policy_kwargs=dict(latent_frequencies=value))
-
-
 @pytest.mark.parametrize("latent_frequencies", [0, 4])
 def test_an_untrained_policy_is_sacs_gaussian_with_frequencies_too(latent_frequencies: int) -> None:
     env = BoltzmannBandit()
