@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import scatter_weights
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from scipy.stats import multivariate_normal
@@ -19,7 +18,7 @@ from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionSACPol
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.networks import StepConditionedMLP
 from sb3_diffusion.envs import BoltzmannBandit
-from sb3_diffusion.envs.boltzmann_bandit import BINS, Bumps, generated_bumps
+from sb3_diffusion.envs.boltzmann_bandit import BINS, generated_bumps
 from sb3_diffusion.evaluation import fidelity
 from sb3_diffusion.evaluation.density import log_partition, total_variation
 from sb3_diffusion.experiments.metrics import boltzmann_fidelity

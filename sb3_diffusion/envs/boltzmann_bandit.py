@@ -31,7 +31,7 @@ class Bumps(NamedTuple):
 
 
 class ExactMasses(NamedTuple):
-    """Of one context at a temperature: ``modes`` (n,), ``bins`` (BINS per dimension, flat) and ``log_partition``, ``log Z``."""
+    """Of one context: of its ``modes`` (n,), of the ``bins`` (BINS per dimension, flat), and ``log_partition``, ``log Z``."""
 
     modes: np.ndarray
     bins: np.ndarray
@@ -90,8 +90,8 @@ class BoltzmannBandit(RenderedEnv):
 
     ``r(s, a) = Σ_i h_i exp(-|a - c_i|² / (2 w_i²))``,
 
-    so at temperature τ the optimal maximum-entropy policy is ``exp(r(s, a) / τ) / Z(s)``, a known density whose modes have known
-    masses (:meth:`exact_masses`). The context is drawn at random and observed one-hot, float32 of shape (contexts,). By
+    so at temperature τ the optimal maximum-entropy policy is ``exp(r(s, a) / τ) / Z(s)``, a known density whose modes have
+    known masses (:meth:`exact_masses`). The context is drawn at random and observed one-hot, float32 of shape (contexts,). By
     default there is one, with three bumps at -0.6, 0.1 and 0.7 of heights 1, 0.9 and 1 and width 0.15.
 
     The picture shows the current context: the reward over the action or, with several action dimensions, the bumps as discs of
