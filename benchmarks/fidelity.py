@@ -112,7 +112,7 @@ def picture(campaign: Path, path: Path) -> None:
     samples: dict[str, Any] = {}
     for name, by_environment in variants.items():
         ((environment, settings),) = by_environment.items()
-        env = gym.make(environment, **settings.get("env_kwargs", {})).unwrapped
+        env = gym.make(environment, **settings["settings"].get("env_kwargs", {})).unwrapped
         assert isinstance(env, BoltzmannBandit)
         found = sorted((campaign / "runs" / name / environment).glob("*/model.zip"), key=lambda file: int(file.parent.name))
         if env.action_dim == 1 and found:

@@ -45,8 +45,9 @@ def generated_bumps(
     bench_seed: int, action_dim: int = 1, n_modes: Sequence[int] = (1, 2, 4, 6), separation: float = 4.0
 ) -> list[Bumps]:
     """
-    Bumps of unequal heights (0.85 … 1) and widths (up to a quarter more or less than ``0.48 / n^(1/d) / separation * 2``), at
-    places that are at least so many widths apart.
+    Bumps of unequal heights (0.85 … 1) and widths, at random places within 0.8 of the middle that are far enough apart. With n
+    bumps in d dimensions the mean width is ``1.12 / n^(1/d) / separation`` (of one bump, that of two), at most 0.2; each
+    bump's is 0.8 to 1.25 times that.
 
     :param bench_seed: from which all is drawn
     :param action_dim: d, 1 to 3
