@@ -31,7 +31,7 @@ from sb3_diffusion.zoo import register
 # Sharp and flat temperatures, modes near each other and far apart
 PROBLEMS: dict[str, dict[str, Any]] = {
     "three bumps": {},
-    "1-D, near, sharp": dict(bench_seed=0, separation=3.0, temperature=0.1),
+    "1-D, sharp": dict(bench_seed=0, temperature=0.1),
     "1-D, far, flat": dict(bench_seed=1, separation=6.0, temperature=0.3),
     "2-D, near": dict(bench_seed=2, action_dim=2, separation=3.0, temperature=0.1),
     "2-D, far": dict(bench_seed=3, action_dim=2, separation=6.0, temperature=0.1),

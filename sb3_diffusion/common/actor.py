@@ -23,9 +23,11 @@ from sb3_diffusion.diffusion import (
     NoiseSchedule,
     expected_log_prob,
     find_mode,
+    log_ratio,
     make_betas,
     mode_noise,
     noising_moments,
+    prior_log_prob,
     probe_noise,
     probe_residual,
     read_out,
@@ -428,6 +430,28 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         )
         log_ratios = log_reverse - log_noising
         return log_prior + self.diffusion_steps * log_ratios + readout_log_ratio(actions, log_scale, squashed=False)
+
+    @th.no_grad()
+    def noised_path_log_prob(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        The path log-probability of the path on which the noising process takes given actions to ``x^K``; what
+        :attr:`PolicySample.path_log_prob` is for a sampled chain.
+
+        :param features: (B, features_dim)
+        :param actions: (B, d), ``a^0``, before they are squashed
+        :return: (B,), ``log p(x^K) + Σ_k ℓ_k`` in nats, with the read-out's term
+        """
+        location, log_scale = self.readout(features)
+        schedule = self.schedule()
+        latents = (actions - location) * th.exp(-log_scale)
+        condition = self.denoiser.condition(features)
+        log_prob = readout_log_ratio(actions, log_scale, self.squash_output)
+        for k, tables in enumerate(schedule.rows(), start=1):
+            before, latents = latents, th.addcmul(tables.retain * latents, tables.noise_std, th.randn_like(latents))
+            drift, log_scales = self.reverse_heads(condition, latents, k)
+            residual = (before - reverse_mean(latents, drift, tables)) * th.exp(-log_scales) / tables.noise_std
+            log_prob = log_prob + log_ratio(latents, before, residual, log_scales, tables)
+        return log_prob + prior_log_prob(latents, self.prior_std)
 
     def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""

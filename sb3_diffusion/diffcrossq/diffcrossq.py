@@ -73,6 +73,7 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
         bfloat16_chains: bool = False,
         objective: str = "reverse_kl",
         own_states: float | str = "auto",
+        uniform_proposals: float = 0.0,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -109,6 +110,7 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
         self.torch_compile = torch_compile
         self.bfloat16_chains = bfloat16_chains
         self.own_states = own_states
+        self.uniform_proposals = uniform_proposals
         if _init_setup_model:
             self._setup_model()
 
