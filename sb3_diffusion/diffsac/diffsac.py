@@ -53,7 +53,8 @@ class DiffSAC(OffPolicyPretrainingMixin, TwinCritics, SAC):
         an episode is nobody's next state and would not be trained. "auto": 1/16, more where episodes are shorter than 16
         steps, all rows where they have one
     :param uniform_proposals: with ``objective="forward_kl"``: the share (0 … 0.9) of the weighted actions that are drawn
-        uniformly instead of from the policy, so that a mode which the policy has lost is found again; for few action dimensions
+        uniformly instead of from the policy, so that modes which the policy has lost are found again; for few action
+        dimensions
     :raises ValueError: for an argument out of range
     """
 
