@@ -2,7 +2,8 @@
 Demonstrations of a half-good agent, for a policy that imitates it and gets better than it is.
 
     python examples/half_good_to_good.py
-    MINARI_DATASETS_PATH=half_good/minari python -m sb3_diffusion.campaign examples/half_good_to_good.yml --out half_good/campaign
+    export MINARI_DATASETS_PATH=half_good/minari
+    python -m sb3_diffusion.campaign examples/half_good_to_good.yml --out half_good/campaign
     python -m sb3_diffusion.report half_good/campaign
 
 The first command trains sb3-contrib's CrossQ on --env until its episodes are worth --target, half of what Stable-Baselines3's
@@ -20,6 +21,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from sb3_contrib import CrossQ
@@ -41,7 +43,8 @@ def half_good_agent(env: str, target: float, every: int, most_steps: int, seed: 
     model = CrossQ("MlpPolicy", env, seed=seed, **SETTINGS)
     while model.num_timesteps < most_steps:
         model.learn(every, reset_num_timesteps=False)
-        value, _ = evaluate_policy(model, model.get_env(), 5, deterministic=False)
+        returns, _ = evaluate_policy(model, gym.make(env), 5, deterministic=False, return_episode_rewards=True, warn=False)
+        value = float(np.mean(returns))
         print(f"{env}, {model.num_timesteps} steps: return {value:.0f} of {target:.0f}", flush=True)
         if value >= target:
             return model

@@ -13,6 +13,7 @@ The files appear together at the end: a run that fails or is interrupted leaves 
 
 import argparse
 import csv
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -28,14 +29,17 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import torch as th
+import two_modes
 from matplotlib.figure import Figure
 from PIL import Image
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_diffusion import DiffCrossQ
+from sb3_diffusion import DiffCrossQ, DiffSAC
+from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.evaluation.style import BLUE, DPI, GREEN, GREY, VERMILLION, bare
 
 EVALUATIONS = 10
@@ -46,8 +50,8 @@ NET_ARCH = [256, 256]
 GIF_FRAMES = 120
 GIF_WIDTH = 320
 HIGHEST_INTEGER = 2**31 - 1
-# SB3's SAC with its defaults (256 x 256, 3e-4). HalfCheetah-v5: sac-early-start in benchmarks/results/paces.csv, which warms up
-# as long as this does; Hopper-v5: sac in learning.csv, 10 000 steps of warm-up
+# SB3's SAC with its defaults (256 x 256, 3e-4). HalfCheetah-v5: sac-early-start in benchmarks/results/paces.csv, whose warm-up
+# is as long as here; Hopper-v5: sac in learning.csv, 10 000 steps of warm-up
 RECORDED = Path(__file__).with_name("recorded_sac.csv")
 
 
@@ -182,6 +186,14 @@ def record_gif(path: Path, model: DiffCrossQ, env_id: str, seed: int) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=max(2000 // fps, 20), loop=0)
 
 
+def draw_two_modes(seed: int, out: str) -> None:
+    """Train two small policies of a bandit and draw what they do."""
+    th.set_num_threads(1)
+    figure = two_modes.draw(*(two_modes.train(algorithm, seed=seed) for algorithm in (DiffSAC, SAC)))
+    with replacing(Path(out) / "two_modes.png", ".png") as temporary:
+        figure.savefig(temporary)
+
+
 def why_no_picture(env_id: str, error: Exception) -> str:
     """Whether a package is missing, or the machine cannot render."""
     if isinstance(error, (ImportError, gym.error.DependencyNotInstalled)):
@@ -236,6 +248,9 @@ def main() -> None:
     told = ", ".join(f"{name} {value:.1f}" for name, value in untrained.items())
     print(f"{arguments.env}, return without training: {told}")
 
+    # In a process of its own, on the other core
+    picture = multiprocessing.get_context("spawn").Process(target=draw_two_modes, args=(arguments.seed, str(arguments.out)))
+    picture.start()
     model = DiffCrossQ(
         "MlpPolicy",
         arguments.env,
@@ -265,6 +280,10 @@ def main() -> None:
         for file in sorted(unfinished.iterdir()):
             os.replace(file, arguments.out / file.name)
             print(f"wrote {arguments.out / file.name}")
+    picture.join()
+    if picture.exitcode != 0:
+        sys.exit(f"two_modes.png could not be drawn (exit code {picture.exitcode})")
+    print(f"wrote {arguments.out / 'two_modes.png'}")
     trained_return = np.mean(evaluation.returns[-1])
     print(f"{arguments.env} after {arguments.steps} steps: DiffCrossQ {trained_return:.1f}, {told}")
 

@@ -37,6 +37,7 @@ BAD_POLICY_ARGUMENTS = [
     *(("beta_min", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, INF, "small")),
     *(("beta_max", value) for value in (0.0, 1.0, -0.1, 1.5, NAN, -INF)),
     *((name, value) for name in ("learn_schedule", "learn_variance", "state_dependent_readout") for value in ("no", None)),
+    *(("latent_frequencies", value) for value in (-1, 17, 2.5, NAN, "4", None)),
     *(("share_features_extractor", value) for value in ("no", None)),
     *(("net_arch", value) for value in ([0], [-3], [16, 2.5], 16, "16", {"pi": [0], "qf": [16]}, {"pi": 16, "qf": [16]})),
     ("activation_fn", "relu"),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rl_zoo3
+import torch as th
 import yaml
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
@@ -19,8 +20,10 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_diffusion import DiffPPO, DiffSAC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.demonstrations import Demonstrations
+from sb3_diffusion.envs import BoltzmannBandit
+from sb3_diffusion.evaluation import plot_fidelity
 from sb3_diffusion.experiments.annealing import Annealing
-from sb3_diffusion.experiments.command import check_buildable
+from sb3_diffusion.experiments.command import campaign_command, check_buildable
 from sb3_diffusion.experiments.metrics import mode_coverage, update_size
 from sb3_diffusion.experiments.plan import campaign_of, read_campaign
 from sb3_diffusion.experiments.reading import read
@@ -29,7 +32,16 @@ from sb3_diffusion.zoo import register
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGNS = sorted([*(ROOT / "benchmarks" / "campaigns").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
-NOT_OF_CAMPAIGNS = ("latency", "cost_", "diffusion_value", "bound_tightness", "two_ways_round", "own_states", "soak")
+NOT_OF_CAMPAIGNS = (
+    "latency",
+    "cost_",
+    "diffusion_value",
+    "bound_tightness",
+    "two_ways_round",
+    "own_states",
+    "soak",
+    "fidelity_exact",
+)
 TABLES = [
     path
     for folder in ("benchmarks", "examples")
@@ -203,6 +215,58 @@ def test_modes_refuses_a_folder_without_a_campaign(
     with pytest.raises(SystemExit):
         modes.main()
     assert "is not the folder of a campaign" in capsys.readouterr().err
+
+
+SMALL_BENCH = """
+environments: [BoltzmannBandit-v0]
+seeds: [3]
+steps: 20
+device: cpu
+default: {algo: diffsac, learning_starts: 8, batch_size: 8, policy_kwargs: {net_arch: [8]}}
+variants:
+  three-bumps: {}
+  contexts: {env_kwargs: {bench_seed: 0}}
+  plane: {env_kwargs: {bench_seed: 0, action_dim: 2}}
+"""
+
+
+def test_fidelitys_picture_has_a_panel_for_each_context_and_leaves_out_the_plane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.yml").write_text(SMALL_BENCH)
+    assert campaign_command(["small.yml", "--out", "made", "--workers", "1"]) == 0
+    script_module = script("fidelity", "benchmarks", monkeypatch)
+    drawn = {}
+
+    def record(samples: dict[str, Any]) -> Any:
+        drawn.update(samples)
+        return plot_fidelity(samples)
+
+    monkeypatch.setattr(script_module, "plot_fidelity", record)
+    monkeypatch.setattr(sys, "argv", ["fidelity.py", "--picture", "made", "--out", "fidelity.png"])
+    script_module.main()
+    assert [len(env.contexts) for env, _ in drawn.values()] == [1, 4] and list(drawn) == ["three-bumps", "contexts"]
+    assert Path("fidelity.png").stat().st_size > 10_000
+    for samples in ({}, {"plane": (BoltzmannBandit(bench_seed=0, action_dim=2), None)}):
+        with pytest.raises(ValueError, match=r"samples is empty|samples\['plane'\] has 2-dimensional actions"):
+            plot_fidelity(samples)  # type: ignore[arg-type]
+
+
+def test_fidelitys_table_is_continued_and_its_exact_reward_is_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_module = script("fidelity", "benchmarks", monkeypatch)
+    env = BoltzmannBandit(bench_seed=1, action_dim=2, n_modes=(1, 3))
+    actions = th.rand(10, 2) * 2 - 1
+    expected = [*env.reward(actions[:5], 0), *env.reward(actions[5:], 1)]
+    assert script_module.ExactReward(env)(actions).tolist() == pytest.approx(expected, abs=1e-5)
+    for seeds in (["0"], ["0", "1"]):
+        options = ["--problems", "three bumps", "--settings", "K = 4, 4 frequencies", "--updates", "2", "--seeds", *seeds]
+        monkeypatch.setattr(sys, "argv", ["fidelity.py", "--out", str(tmp_path / "fidelity_exact.csv"), *options])
+        script_module.main()
+    table = pd.read_csv(tmp_path / "fidelity_exact.csv")
+    assert table["seed"].tolist() == [0, 1] and (table["total_variation"] > 0.2).all()
 
 
 SMALL_COSTS = {

@@ -48,12 +48,14 @@ def any_algorithm(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.mark.parametrize("diffusion_steps", [1, 4])
+@pytest.mark.parametrize("diffusion_steps, latent_frequencies", [(1, 0), (4, 0), (4, 3)])
 def test_an_onnx_file_gives_predicts_actions_for_batches_of_any_size(
-    any_algorithm: Any, diffusion_steps: int, tmp_path: Path
+    any_algorithm: Any, diffusion_steps: int, latent_frequencies: int, tmp_path: Path
 ) -> None:
     env = StrictBoxEnv(low=[[-3.0, 0.0, 1.0], [-1.0, -1.0, 2.0]], high=[[5.0, 0.5, 1.5], [1.0, 9.0, 3.0]])
-    model = make(any_algorithm, env, policy_kwargs=dict(diffusion_steps=diffusion_steps))
+    model = make(
+        any_algorithm, env, policy_kwargs=dict(diffusion_steps=diffusion_steps, latent_frequencies=latent_frequencies)
+    )
     path = tmp_path / "policy.onnx"
     assert export_onnx(model, path) <= 1e-4
     file = session(path)

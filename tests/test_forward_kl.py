@@ -75,8 +75,11 @@ def test_for_a_trained_diffusion_the_bound_is_below_the_log_density_and_near_it(
     assert bounds < exact - 0.01
 
 
-def test_proposals_are_weighted_to_the_optimal_policys_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(batch_size=16)
+@pytest.mark.parametrize("uniform_proposals", [0.0, 0.5])
+def test_proposals_are_weighted_to_the_optimal_policys_means(
+    uniform_proposals: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(batch_size=16, uniform_proposals=uniform_proposals)
     scatter_weights(model.actor, 0.1)
     ent_coef, n = 0.4, 20_000
     q_function = lambda u: th.sin(3 * u).squeeze(-1)  # noqa: E731
@@ -96,6 +99,44 @@ def test_proposals_are_weighted_to_the_optimal_policys_means(monkeypatch: pytest
     expected = float((density * grid**2).sum() / density.sum())
     assert loss.item() == pytest.approx(-expected, rel=0.03)
     assert th.equal(seen[0].bincount()[1:], th.full((4,), n // 4))
+
+
+@th.no_grad()
+def test_the_path_of_a_noised_action_has_the_mean_log_probability_that_the_bound_estimates() -> None:
+    actor = build([-1.0, -1.0], policy_kwargs=dict(prior_std=1.2, learn_schedule=True)).actor
+    scatter_weights(actor, 0.15)
+    n = 100_000
+    features, actions = th.zeros(n, 3), th.tensor([[0.3, -0.6]]).expand(n, -1)
+    of_actions = (
+        actor.log_likelihood_bound(features, actions, all_steps(n, 4)).mean() - th.log(1 - actions[0].tanh() ** 2).sum()
+    )
+    assert actor.noised_path_log_prob(features, actions).mean().item() == pytest.approx(of_actions.item(), abs=0.03)
+
+
+@th.no_grad()
+def test_for_an_untrained_diffusion_every_path_of_an_action_has_its_log_density() -> None:
+    actor = build(policy_kwargs=dict(diffusion_steps=3)).actor
+    actions = th.linspace(-2, 2, 50).unsqueeze(1)
+    density = Normal(0.0, 1.0).log_prob(actions) - th.log(1 - actions.tanh() ** 2)
+    paths = actor.noised_path_log_prob(th.zeros(50, 3), actions)
+    th.testing.assert_close(paths, density.squeeze(1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("uniform_proposals", [0.0, 0.5])
+def test_uniform_proposals_find_a_mode_that_the_policy_has_lost(
+    uniform_proposals: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(batch_size=16, uniform_proposals=uniform_proposals)
+    scatter_weights(model.actor, 0.05)
+    th.nn.init.constant_(model.actor.mu.bias, 0.6)  # type: ignore[union-attr, arg-type]
+    th.nn.init.constant_(model.actor.log_std.bias, -2.5)  # type: ignore[union-attr, arg-type]
+    n = 20_000
+    q_function = lambda u: (th.exp(-(((u - 0.6) / 0.1) ** 2)) + th.exp(-(((u + 0.6) / 0.1) ** 2))).squeeze(-1)  # noqa: E731
+    monkeypatch.setattr(forward_kl, "N_PROPOSALS", n)
+    monkeypatch.setattr(model, "_action_values", lambda critic, states, actions: q_function(actions))
+    monkeypatch.setattr(model.actor, "log_likelihood_bound", lambda features, actions, steps: (actions[:, 0] < 0).float())
+    loss = model._actor_losses(th.zeros(2, 3), None, th.tensor(0.2))["actor_loss"]  # type: ignore[arg-type]
+    assert -loss.item() == pytest.approx(0.5 if uniform_proposals else 0.0, abs=0.03)
 
 
 def test_all_steps_are_trained_where_there_are_more_steps_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +167,8 @@ def test_it_trains_the_actor_and_not_the_diffusion_value() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (dict(uniform_proposals=1.0), r"uniform_proposals=1.0 must be a finite number >= 0 and <= 0.9"),
+        (dict(uniform_proposals=0.5, objective="reverse_kl"), r"uniform_proposals=0.5 needs objective='forward_kl'"),
         (dict(objective="kl"), r"objective='kl' .*'reverse_kl', 'forward_kl'"),
         (dict(ent_coef=0.0), r"ent_coef=0.0 must be a finite number > 0"),
         (dict(ent_coef=lambda progress: 0.1 * progress), r"ent_coef\(0\)=0.0 must be a finite number > 0"),

@@ -134,6 +134,7 @@ DIFFUSION = dict(
     learn_schedule=st.booleans(),
     learn_variance=st.booleans(),
     state_dependent_readout=st.booleans(),
+    latent_frequencies=one_of(0, 1, 4, 16),
 )
 NETWORKS = dict(
     net_arch=one_of([8], [8], [4, 4], [], [1]),
@@ -243,6 +244,7 @@ BAD_POLICY: dict[str, Any] = dict(
     learn_schedule=one_of("no", None),
     learn_variance=one_of("no", None),
     state_dependent_readout=one_of("no", None),
+    latent_frequencies=one_of(-1, 17, 2.5, NAN, "4", None),
     net_arch=one_of([0], [-1], [2.5], 8, "8"),
     activation_fn=one_of("relu", None),
     optimizer_class=one_of("adam", None),
@@ -391,7 +393,7 @@ def outcome(algorithm: Any, config: Config) -> str:
 def refused_as_bad(algorithm: Any, config: Config) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises((ValueError, TypeError, AssertionError)) as info:
+        with pytest.raises((ValueError, TypeError, AssertionError, NotImplementedError)) as info:
             build(algorithm, config)
     # Another argument may come first, where it does not fit either.
     assert names_an_argument(info.value, algorithm, config), info.value

@@ -109,14 +109,14 @@ def test_the_demo_leaves_model_evaluations_curve_and_gif(tmp_path: Path) -> None
     assert finished.returncode == 0, finished.stderr
     written = {path.name for path in (tmp_path / "results").iterdir()}
     # Where nothing can render, the demo says so instead.
-    assert written == {"model.zip", "evaluations.csv", "learning_curve.png"} | (
+    assert written == {"model.zip", "evaluations.csv", "learning_curve.png", "two_modes.png"} | (
         set() if "No GIF" in finished.stdout else {"agent.gif"}
     )
     with (tmp_path / "results" / "evaluations.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["timesteps"]) for row in rows] == list(range(15, 151, 15))
-    assert sb3_diffusion.DiffSAC.load(tmp_path / "results" / "model.zip").num_timesteps == 150
-    assert re.search(r"DiffSAC -?[\d.]+, random actions -?[\d.]+, no action \(zero\) -?[\d.]+", finished.stdout)
+    assert sb3_diffusion.DiffCrossQ.load(tmp_path / "results" / "model.zip").num_timesteps == 150
+    assert re.search(r"DiffCrossQ -?[\d.]+, random actions -?[\d.]+, no action \(zero\) -?[\d.]+", finished.stdout)
 
 
 def test_the_demo_draws_the_recorded_sac_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_the_demo_draws_the_recorded_sac_where_there_is_one(monkeypatch: pytest.
     module = importlib.import_module("train_mujoco")
     assert module.recorded_sac("Reacher-v5") is None
     sac = module.recorded_sac("HalfCheetah-v5")
-    with (ROOT / "benchmarks" / "results" / "learning.csv").open() as file:
-        runs = [row for row in csv.DictReader(file) if (row["variant"], row["environment"]) == ("sac", "HalfCheetah-v5")]
+    with (ROOT / "benchmarks" / "results" / "paces.csv").open() as file:
+        runs = [row for row in csv.DictReader(file) if row["variant"] == "sac-early-start"]
     last = [float(row["deterministic_return"]) for row in runs if row["timesteps"] == "100000"]
     assert sac.n_seeds == len(last) == 3 and sac.steps.tolist() == list(range(10_000, 100_001, 10_000))
     assert (sac.mean[-1], sac.low[-1], sac.high[-1]) == pytest.approx((sum(last) / 3, min(last), max(last)))
@@ -137,7 +137,7 @@ def test_the_demo_draws_the_recorded_sac_where_there_is_one(monkeypatch: pytest.
     for env_id in ("HalfCheetah-v5", "Reacher-v5"):
         module.draw_learning_curve(tmp_path / "a.png", evaluation, untrained, env_id)
     with_sac, without = ([line.get_label() for line in figure.axes[0].lines] for figure in drawn)
-    assert without == ["DiffSAC, deterministic", *untrained]
+    assert without == ["DiffCrossQ, deterministic", *untrained]
     assert with_sac == [without[0], "SB3's SAC, recorded (3 seeds)", *untrained]
     assert list(drawn[0].axes[0].lines[1].get_xdata()) == [10_000, 20_000, 30_000]
 

@@ -53,6 +53,7 @@ UNUSUAL_POLICY: dict[str, Any] = dict(
     learn_schedule=True,
     learn_variance=False,
     state_dependent_readout=False,
+    latent_frequencies=2,
     n_critics=3,
     features_extractor_class=CountingExtractor,
     features_extractor_kwargs=dict(features_dim=7),

@@ -674,6 +674,7 @@ def test_any_number_of_diffusion_steps_trains_and_survives_saving(
         dict(learn_schedule=True),
         dict(learn_schedule=True, kernel="euler", state_dependent_readout=False),
         dict(learn_variance=False),
+        dict(latent_frequencies=4, prior_std=0.5),
         dict(state_dependent_readout=False),
         dict(learn_variance=False, state_dependent_readout=False, kernel="euler"),
     ],

@@ -25,8 +25,10 @@ from sb3_diffusion.diffusion import (
     NoiseSchedule,
     expected_log_prob,
     find_mode,
+    log_ratio,
     mode_noise,
     noising_moments,
+    prior_log_prob,
     probe_noise,
     probe_residual,
     read_out,
@@ -156,6 +158,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         self._squash_output = squash_output
         self.diffusion_kwargs: dict[str, Any] = dict(asdict(arguments), squash_output=squash_output)
         self.diffusion_steps, self.prior_std = arguments.diffusion_steps, arguments.prior_std
+        self.latent_frequencies = arguments.latent_frequencies
         self.learn_variance = arguments.learn_variance
         self.state_dependent_readout = arguments.state_dependent_readout
         self.action_dim = get_action_dim(action_space)
@@ -167,7 +170,14 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         self.register_buffer("min_heads", min_heads, persistent=False)
         self.register_buffer("max_heads", max_heads, persistent=False)
         self.denoiser = self.make_denoiser(
-            features_dim, self.action_dim, self.diffusion_steps, len(min_heads), net_arch, activation_fn, self.prior_std
+            features_dim,
+            self.action_dim,
+            self.diffusion_steps,
+            len(min_heads),
+            net_arch,
+            activation_fn,
+            self.prior_std,
+            arguments.latent_frequencies,
         )
         # f = g = 0: the reverse process starts as the noising process run backwards.
         self.denoiser.zero_output()
@@ -392,6 +402,28 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         )
         log_ratios = log_reverse - log_noising
         return log_prior + self.diffusion_steps * log_ratios + readout_log_ratio(actions, log_scale, squashed=False)
+
+    @th.no_grad()
+    def noised_path_log_prob(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        The path log-probability of the path on which the noising process takes given actions to ``x^K``; what
+        :attr:`PolicySample.path_log_prob` is for a sampled chain.
+
+        :param features: (B, features_dim)
+        :param actions: (B, d), ``a^0``, before they are squashed
+        :return: (B,), ``log p(x^K) + Σ_k ℓ_k`` in nats, with the read-out's term
+        """
+        location, log_scale = self.readout(features)
+        schedule = self.schedule()
+        latents = (actions - location) * th.exp(-log_scale)
+        condition = self.denoiser.condition(features)
+        log_prob = readout_log_ratio(actions, log_scale, self.squash_output)
+        for k, tables in enumerate(schedule.rows(), start=1):
+            before, latents = latents, th.addcmul(tables.retain * latents, tables.noise_std, th.randn_like(latents))
+            drift, log_scales = self.reverse_heads(condition, latents, k)
+            residual = (before - reverse_mean(latents, drift, tables)) * th.exp(-log_scales) / tables.noise_std
+            log_prob = log_prob + log_ratio(latents, before, residual, log_scales, tables)
+        return log_prob + prior_log_prob(latents, self.prior_std)
 
     def _ends(self, condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """``x^0`` (n, B, d) of n chains at each state, with noise (K + 1, n, d); ``condition`` (B, width)."""

@@ -12,6 +12,8 @@ from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.diffusion import KERNELS, make_betas
 
 Parameters = ParamSpec("Parameters")
+# Far beyond any use: a wavelength of 2e-4 ν
+MAX_FREQUENCIES = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class DiffusionArguments:
     :param learn_schedule: learn one β per step and action dimension, starting from the schedule
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
+    :param latent_frequencies: n, from 0 to 16: the networks also see the sine and cosine of each component of a latent at the
+        angular frequencies 1, 2, 4 … 2^(n-1), in units of 1/ν, and learn several modes many times faster; 0: the latent alone
     :raises ValueError: for an argument out of range
     """
 
@@ -40,6 +44,7 @@ class DiffusionArguments:
     learn_schedule: bool = False
     learn_variance: bool = True
     state_dependent_readout: bool = True
+    latent_frequencies: int = 0
 
     def __post_init__(self) -> None:
         check_number("diffusion_steps", self.diffusion_steps, 1, integer=True)
@@ -47,6 +52,7 @@ class DiffusionArguments:
         check_choice("kernel", self.kernel, KERNELS)
         for name in ("learn_schedule", "learn_variance", "state_dependent_readout"):
             check_choice(name, getattr(self, name), (False, True))
+        check_number("latent_frequencies", self.latent_frequencies, 0, MAX_FREQUENCIES, integer=True)
         self.betas()
 
     def betas(self) -> th.Tensor:
@@ -66,6 +72,7 @@ class DiffusionKeywords(TypedDict, total=False):
     learn_schedule: bool
     learn_variance: bool
     state_dependent_readout: bool
+    latent_frequencies: int
 
 
 def with_diffusion_arguments(init: Callable[Parameters, None]) -> Callable[Parameters, None]:

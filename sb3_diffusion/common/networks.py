@@ -49,7 +49,11 @@ class StepConditionedMLP(nn.Module):
     :param net_arch: hidden sizes; empty for a linear network
     :param activation_fn: activation between the layers
     :param prior_std: ν, the unit in which the network sees latents
+    :param latent_frequencies: n: beside each component of a latent the network sees its sine and cosine at the angular
+        frequencies 1, 2, 4 … 2^(n-1) (docs/method.md, "How sharply the networks see a latent")
     """
+
+    frequencies: th.Tensor
 
     def __init__(
         self,
@@ -60,12 +64,15 @@ class StepConditionedMLP(nn.Module):
         net_arch: list[int],
         activation_fn: type[nn.Module] = nn.ReLU,
         prior_std: float = 1.0,
+        latent_frequencies: int = 0,
     ) -> None:
         super().__init__()
         self.prior_std = prior_std
+        self.latent_frequencies = latent_frequencies
+        self.register_buffer("frequencies", 2.0 ** th.arange(latent_frequencies) / prior_std, persistent=False)
         width = net_arch[0] if net_arch else output_dim
         # One layer over the concatenated input gives the usual initialisation; the step enters like a bias.
-        joint = nn.Linear(features_dim + latent_dim, width)
+        joint = nn.Linear(features_dim + latent_dim * (1 + 2 * latent_frequencies), width)
         self.state_layer = nn.utils.skip_init(nn.Linear, features_dim, width)
         self.state_layer.weight.data = joint.weight.data[:, :features_dim].clone()
         self.state_layer.bias.data = joint.bias.data
@@ -79,6 +86,18 @@ class StepConditionedMLP(nn.Module):
         """Set the last layer to zero, so that the network starts as the constant 0."""
         for parameter in (self.body[-1] if len(self.body) else self).parameters():
             nn.init.zeros_(parameter)
+
+    def seen(self, latents: th.Tensor) -> th.Tensor:
+        """
+        What the first layer gets of a latent, in units of 1/ν.
+
+        :param latents: (…, d), ``x^k``
+        :return: (…, d (1 + 2n)): ``x``, then ``ν sin(2^j x / ν)`` and ``ν cos(2^j x / ν)`` of each component
+        """
+        if not self.latent_frequencies:
+            return latents
+        phases = (latents.unsqueeze(-1) * self.frequencies).flatten(-2)
+        return th.cat([latents, self.prior_std * phases.sin(), self.prior_std * phases.cos()], dim=-1)
 
     def condition(self, features: th.Tensor) -> th.Tensor:
         """
@@ -103,7 +122,7 @@ class StepConditionedMLP(nn.Module):
         weight, scale, layers = self.latent_weight, 1 / self.prior_std, layer_functions(self.body)
 
         def at_step(latents: th.Tensor, k: int) -> th.Tensor:
-            hidden = th.addmm(conditions[k - 1], latents, weight, alpha=scale)
+            hidden = th.addmm(conditions[k - 1], self.seen(latents), weight, alpha=scale)
             for layer in layers:
                 hidden = layer(hidden)
             return hidden
@@ -123,7 +142,7 @@ class StepConditionedMLP(nn.Module):
         if several:
             shape = latents.shape[:2]
             condition, latents = condition.flatten(0, 1), latents.flatten(0, 1)
-        output = self.body(th.addmm(condition, latents, self.latent_weight, alpha=1 / self.prior_std))
+        output = self.body(th.addmm(condition, self.seen(latents), self.latent_weight, alpha=1 / self.prior_std))
         return output.unflatten(0, shape) if several else output
 
 

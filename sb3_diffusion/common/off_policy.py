@@ -63,6 +63,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
     policy_delay: int
     own_states: float | str
     objective: str
+    uniform_proposals: float
     target_update_interval: int
     policy: Any
 
@@ -88,6 +89,11 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
             check_number("own_states", self.own_states, 0, 1)
         if hasattr(self, "objective"):
             check_choice("objective", self.objective, OBJECTIVES)
+            check_number("uniform_proposals", self.uniform_proposals, 0, 0.9)
+            if self.uniform_proposals and self.objective != "forward_kl":
+                raise ValueError(
+                    f"uniform_proposals={self.uniform_proposals!r} needs objective='forward_kl', not {self.objective!r}"
+                )
         check_choice("bfloat16_chains", self.bfloat16_chains, (False, True))
         self._check_ent_coef()
         if isinstance(self.target_entropy, str) and self.target_entropy != "auto":

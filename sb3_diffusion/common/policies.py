@@ -71,6 +71,7 @@ class DiffusionPolicyMixin(FinitePredictionsMixin, DiffusionStateMixin, BasePoli
             self.diffusion_value_arch(),
             self.activation_fn,
             self.actor.prior_std,
+            self.actor.latent_frequencies,
         )
         network.zero_output()
         return network.to(self.device)

@@ -26,8 +26,8 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
     * critics: ``½ Σ_i (Q_i(s, a) - y)²``, ``y = r + γ (1 - done) (min_i Q_i(s', u') - τ (log p(x'^K) + Σ_k ℓ'_k))`` without a
       gradient, both from one pass over ``(s, a)`` and ``(s', u')`` together, whose statistics normalise it
     * actor, every ``policy_delay``-th step: ``τ (log p(x^K) + Σ_k ℓ_k) - min_i Q_i(s, u)``, with the critics in evaluation
-      mode and the gradient through all K steps. With a third of the updates, each must do more: DiffSAC's gradient of one step,
-      ``objective="reverse_kl"``, learns more slowly here (docs/experiments.md), though its memory does not grow with K
+      mode and the gradient through all K steps. With a third of the updates, each must do more: DiffSAC's gradient of one
+      step, ``objective="reverse_kl"``, learns more slowly here (docs/experiments.md), though its memory does not grow with K
 
     The parameters are those of :class:`sb3_contrib.CrossQ`, in the same order, and then those that
     :class:`~sb3_diffusion.DiffSAC` adds; ``ent_coef`` may be a schedule and ``target_entropy`` is one of the path entropy.
@@ -76,6 +76,7 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
         bfloat16_chains: bool = False,
         objective: str = "whole_chain",
         own_states: float | str = "auto",
+        uniform_proposals: float = 0.0,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -112,6 +113,7 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
         self.torch_compile = torch_compile
         self.bfloat16_chains = bfloat16_chains
         self.own_states = own_states
+        self.uniform_proposals = uniform_proposals
         if _init_setup_model:
             self._setup_model()
 

@@ -186,7 +186,14 @@ class DiffusionActorCriticPolicy(FinitePredictionsMixin, DiffusionStateMixin, Bo
         diffusion_steps, prior_std = self.actor.diffusion_steps, self.actor.prior_std
         # Step K + 1: before the first decision, when there is no latent
         self.critic = StepConditionedMLP(
-            self.features_dim, self.actor.action_dim, diffusion_steps + 1, 1, critic_arch, self.activation_fn, prior_std
+            self.features_dim,
+            self.actor.action_dim,
+            diffusion_steps + 1,
+            1,
+            critic_arch,
+            self.activation_fn,
+            prior_std,
+            self.actor.latent_frequencies,
         )
         if self.ortho_init:
             gains: dict[nn.Module, float] = {self.pi_features_extractor: np.sqrt(2), self.vf_features_extractor: np.sqrt(2)}

@@ -52,6 +52,9 @@ class DiffSAC(OffPolicyPretrainingMixin, TwinCritics, SAC):
     :param own_states: share of the replayed rows (0 … 1) whose own state gets a chain besides the next one: the first state of
         an episode is nobody's next state and would not be trained. "auto": 1/16, more where episodes are shorter than 16
         steps, all rows where they have one
+    :param uniform_proposals: with ``objective="forward_kl"``: the share (0 … 0.9) of the weighted actions that are drawn
+        uniformly instead of from the policy, so that modes which the policy has lost are found again; for few action
+        dimensions
     :raises ValueError: for an argument out of range
     """
 
@@ -98,6 +101,7 @@ class DiffSAC(OffPolicyPretrainingMixin, TwinCritics, SAC):
         objective: str = "reverse_kl",
         policy_delay: int = 1,
         own_states: float | str = "auto",
+        uniform_proposals: float = 0.0,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -136,6 +140,7 @@ class DiffSAC(OffPolicyPretrainingMixin, TwinCritics, SAC):
         self.bfloat16_chains = bfloat16_chains
         self.policy_delay = policy_delay
         self.own_states = own_states
+        self.uniform_proposals = uniform_proposals
         if _init_setup_model:
             self._setup_model()
 

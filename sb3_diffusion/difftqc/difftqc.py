@@ -78,6 +78,7 @@ class DiffTQC(OffPolicyPretrainingMixin, QuantileCritics, TQC):
         objective: str = "reverse_kl",
         policy_delay: int = 1,
         own_states: float | str = "auto",
+        uniform_proposals: float = 0.0,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -117,6 +118,7 @@ class DiffTQC(OffPolicyPretrainingMixin, QuantileCritics, TQC):
         self.bfloat16_chains = bfloat16_chains
         self.policy_delay = policy_delay
         self.own_states = own_states
+        self.uniform_proposals = uniform_proposals
         if _init_setup_model:
             self._setup_model()
 

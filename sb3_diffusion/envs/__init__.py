@@ -8,14 +8,21 @@ import gymnasium as gym
 from sb3_diffusion.envs.action_chunk import ActionChunk
 from sb3_diffusion.envs.augmented_mdp import AugmentedMDP
 from sb3_diffusion.envs.bimodal_bandit import BimodalBandit
+from sb3_diffusion.envs.boltzmann_bandit import BoltzmannBandit
 from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.envs.turning_gmm import TurningGMM
 
-__all__ = ["ActionChunk", "AugmentedMDP", "BimodalBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
+__all__ = ["ActionChunk", "AugmentedMDP", "BimodalBandit", "BoltzmannBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
 
 # By name, the number of steps after which an episode is truncated
-HORIZONS = {"BimodalBandit": None, "MultiGoal2D": MultiGoal2D.HORIZON, "TurningDoubleWell": 200, "TurningGMM": 200}
+HORIZONS = {
+    "BimodalBandit": None,
+    "BoltzmannBandit": None,
+    "MultiGoal2D": MultiGoal2D.HORIZON,
+    "TurningDoubleWell": 200,
+    "TurningGMM": 200,
+}
 ENTRY_POINTS = {name: (f"sb3_diffusion.envs:{name}", horizon) for name, horizon in HORIZONS.items()}
 # Its module needs gymnasium-robotics and is imported when one is made.
 ENTRY_POINTS["TwoWaysRound"] = ("sb3_diffusion.envs.two_ways_round:TwoWaysRound", 150)

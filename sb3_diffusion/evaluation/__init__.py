@@ -12,6 +12,7 @@ from sb3_diffusion.evaluation.density import (
     total_variation,
 )
 from sb3_diffusion.evaluation.episode_plots import EpisodeModes, modes_along_episode, plot_modes_along_episode
+from sb3_diffusion.evaluation.fidelity import Fidelity, fidelity
 from sb3_diffusion.evaluation.mode_coverage import (
     GoalCoverage,
     MixtureDivergence,
@@ -23,7 +24,7 @@ from sb3_diffusion.evaluation.mode_coverage import (
     turn_mass,
 )
 from sb3_diffusion.evaluation.modes import Modes, find_modes
-from sb3_diffusion.evaluation.plots import plot_density, plot_goals, plot_turns
+from sb3_diffusion.evaluation.plots import plot_density, plot_fidelity, plot_goals, plot_turns
 from sb3_diffusion.evaluation.policy_chains import EntropyBounds, PolicyChains, entropy_bounds, policy_chains
 from sb3_diffusion.experiments.provenance import provenance
 
@@ -31,6 +32,7 @@ __all__ = [
     "BoundTightness",
     "EntropyBounds",
     "EpisodeModes",
+    "Fidelity",
     "GoalCoverage",
     "MixtureDivergence",
     "Modes",
@@ -41,6 +43,7 @@ __all__ = [
     "boltzmann_density",
     "bound_tightness",
     "entropy_bounds",
+    "fidelity",
     "find_modes",
     "goal_coverage",
     "histogram_entropy",
@@ -52,6 +55,7 @@ __all__ = [
     "plot_actions_and_critic",
     "plot_denoising",
     "plot_density",
+    "plot_fidelity",
     "plot_goals",
     "plot_log_ratios",
     "plot_modes_along_episode",

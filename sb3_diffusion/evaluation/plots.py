@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_diffusion.envs.boltzmann_bandit import BoltzmannBandit
 from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.evaluation.density import RewardFunction, boltzmann_density, total_variation
+from sb3_diffusion.evaluation.fidelity import Fidelity
 from sb3_diffusion.evaluation.style import BLACK, BLUE, COLORS, DPI, VERMILLION, WIDTH, bare
 
 if TYPE_CHECKING:
@@ -128,4 +130,48 @@ def plot_goals(trajectories: Mapping[str, np.ndarray], n_shown: int = 60) -> Fig
         panel.set_xticks([-5, 0, 5])
         panel.set_yticks([-5, 0, 5])
     figure.colorbar(contours, ax=used, label="reward of a position", shrink=0.8)
+    return figure
+
+
+def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Figure:
+    """
+    Sampled actions against the exact optimal densities of BoltzmannBandit: a row for each policy, a column for each context.
+
+    :param samples: by the name of the policy, a problem with one action dimension and what :func:`fidelity` found there
+    :return: the figure; save it with ``figure.savefig(path)``
+    :raises ValueError: for no policy at all, or actions of several dimensions
+    """
+    from matplotlib.figure import Figure
+
+    if not samples:
+        raise ValueError("samples is empty; it must hold one policy or more")
+    for name, (env, _) in samples.items():
+        if env.action_dim != 1:
+            raise ValueError(f"samples[{name!r}] has {env.action_dim}-dimensional actions; allowed: one-dimensional ones")
+    n_columns = max(len(env.contexts) for env, _ in samples.values())
+    figure = Figure(figsize=(3.4 * n_columns, 2.5 * len(samples)), dpi=110, layout="constrained")
+    panels = figure.subplots(len(samples), n_columns, sharex=True, squeeze=False)
+    grid = np.linspace(-1.0, 1.0, 801)
+    for row, (name, (env, found)) in zip(panels, samples.items(), strict=True):
+        for panel in row[len(env.contexts) :]:
+            panel.axis("off")
+        for context, panel in enumerate(row[: len(env.contexts)]):
+            log_density = env.reward(grid[:, None], context) / env.temperature - env.exact_masses(context).log_partition
+            panel.hist(
+                np.ravel(found.actions[context]),
+                bins=100,
+                range=(-1, 1),
+                density=True,
+                color="tab:blue",
+                alpha=0.6,
+                label="sampled",
+            )
+            panel.plot(grid, np.exp(log_density), color="black", linewidth=1, label="exact")
+            shares = found.mode_shares[context]
+            panel.set_title(
+                f"total variation {found.total_variation[context]:.2f}, least mode {shares.min():.2f}", fontsize="small"
+            )
+            panel.set_xticks([-1, -0.5, 0, 0.5, 1])
+        row[0].set_ylabel(name, fontsize="small")
+    panels[0, 0].legend(fontsize="x-small", loc="upper center")
     return figure

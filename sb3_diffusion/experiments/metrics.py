@@ -8,8 +8,9 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_diffusion.envs import BimodalBandit, TurningDoubleWell
+from sb3_diffusion.envs import BimodalBandit, BoltzmannBandit, TurningDoubleWell
 from sb3_diffusion.evaluation.density import histogram_entropy, total_variation
+from sb3_diffusion.evaluation.fidelity import fidelity
 from sb3_diffusion.evaluation.mode_coverage import goal_coverage, mixture_divergence, sample_actions, turn_mass
 
 BANDIT_TEMPERATURE = 0.1
@@ -61,6 +62,30 @@ def on_mixture(model: BaseAlgorithm) -> dict[str, float]:
     mixture = mixture_divergence(model)
     worst = float(mixture.by_heading.max())
     return {"divergence": mixture.mean, "worst_divergence": worst, "mean_reward": mixture.mean_reward}
+
+
+def boltzmann_fidelity(model: BaseAlgorithm, env: VecEnv) -> dict[str, float]:
+    """
+    How near a policy comes to the exact densities of BoltzmannBandit.
+
+    :param model: a trained model
+    :param env: the problem, and the temperature
+    :return: the mean and the worst total variation over the contexts, the smallest share that a mode of any context has of its
+        exact mass, path divergence and gap of the bound in nats (means over contexts; without NaN)
+    :raises ValueError: for another environment
+    """
+    problem = env.get_attr("unwrapped")[0]
+    if not isinstance(problem, BoltzmannBandit):
+        raise ValueError(f"boltzmann_fidelity is for BoltzmannBandit-v0, not for {problem}")
+    found = fidelity(model, problem)
+    columns = {
+        "total_variation": float(found.total_variation.mean()),
+        "worst_total_variation": float(found.total_variation.max()),
+        "smallest_mode_share": float(min(shares.min() for shares in found.mode_shares)),
+        "path_divergence": float(found.path_divergence.mean()),
+        "bound_gap": float(found.bound_gap.mean()),
+    }
+    return {name: value for name, value in columns.items() if np.isfinite(value)}
 
 
 MODES: dict[str, Callable[[BaseAlgorithm], dict[str, float]]] = {
