@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def make_model(algorithm: type[BaseAlgorithm]) -> Callable[..., Any]:
         return algorithm(policy, env, policy_kwargs={"net_arch": [16]} | (policy_kwargs or {}), **(small | kwargs))
 
     return make
+
+
+def per_step(algorithm: Any) -> dict[str, Any]:
+    """Arguments with which an off-policy algorithm trains a diffusion value; DiffCrossQ's default does without."""
+    return {"objective": "reverse_kl"} if "objective" in inspect.signature(algorithm).parameters else {}
+
+
+@pytest.fixture
+def make_per_step_model(algorithm: type[BaseAlgorithm], make_model: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(make_model, **per_step(algorithm))
 
 
 @pytest.fixture

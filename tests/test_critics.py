@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import BASES, SMALL, differing, flat_tensors, observations
+from conftest import BASES, SMALL, differing, flat_tensors, observations, per_step
 from envs_for_tests import StrictBoxEnv
 from gymnasium import spaces
 from sb3_contrib import TQC, CrossQ
@@ -170,8 +170,7 @@ def test_tqcs_targets_are_the_smallest_of_all_quantiles(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO, DiffCrossQ, DiffTQC])
 def test_actor_value_and_temperature_move_every_so_many_gradient_steps(algorithm: Any) -> None:
-    objective = {} if algorithm is DiffWPO else dict(objective="reverse_kl")
-    model = small(algorithm, policy_delay=3, **objective).learn(12)
+    model = small(algorithm, policy_delay=3, **per_step(algorithm)).learn(12)
     start = model._n_updates
     moved = []
     for _ in range(6):

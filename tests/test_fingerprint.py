@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch as th
-from conftest import ALGORITHMS, scatter_weights
+from conftest import ALGORITHMS, per_step, scatter_weights
 from envs_for_tests import CountingExtractor
 
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
@@ -128,7 +128,7 @@ def moved_off_policy(algorithm: Any, share: bool) -> dict[str, float]:
         learn_schedule=True,
         optimizer_class=th.optim.SGD,
     )
-    settings = OFF_POLICY | dict(learning_rate=1e-3) | ({} if algorithm is DiffWPO else dict(objective="reverse_kl"))
+    settings = OFF_POLICY | dict(learning_rate=1e-3) | per_step(algorithm)
     model = algorithm("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
     scatter_weights(model.policy, 0.2)
     start = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}

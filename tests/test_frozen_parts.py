@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch as th
-from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY, differing, flat_tensors
+from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY, differing, flat_tensors, per_step
 from envs_for_tests import CountingExtractor, StrictBoxEnv
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,7 +18,9 @@ ON_POLICY: list[Any] = [PPO, DiffPPO]
 
 def make(algorithm: Any, **policy_kwargs: Any) -> Any:
     small = SMALL_ON_POLICY if algorithm in ON_POLICY else SMALL
-    return algorithm("MlpPolicy", StrictBoxEnv(), policy_kwargs=dict(net_arch=[16]) | policy_kwargs, **small)
+    return algorithm(
+        "MlpPolicy", StrictBoxEnv(), policy_kwargs=dict(net_arch=[16]) | policy_kwargs, **small, **per_step(algorithm)
+    )
 
 
 def state(module: th.nn.Module) -> dict[str, Any]:

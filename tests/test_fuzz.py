@@ -169,7 +169,7 @@ OFF_POLICY = dict(
     replay_buffer_kwargs=one_of(None, dict(handle_timeout_termination=False)),
 )
 TARGETS = dict(tau=one_of(0.0, 0.005, 1.0), target_update_interval=st.integers(1, 3))
-OBJECTIVE = dict(objective=one_of("reverse_kl", "forward_kl"))
+OBJECTIVE = dict(objective=one_of("reverse_kl", "forward_kl", "whole_chain"))
 OWN = {
     DiffWPO: TARGETS
     | dict(
@@ -239,7 +239,7 @@ BAD_POLICY: dict[str, Any] = dict(
     prior_std=one_of(0.0, -1.0, NAN, INF, 1e-7, 1e7),
     kernel=one_of("ddpm", None),
     noise_schedule=one_of("quadratic", [0.1], [0.0] * 4, [1.0] * 4, 3, None),
-    beta_min=one_of(0.0, 1.0, NAN, 0.9),
+    beta_min=one_of(0.0, 1.0, NAN),
     beta_max=one_of(0.0, 1.0, NAN),
     learn_schedule=one_of("no", None),
     learn_variance=one_of("no", None),

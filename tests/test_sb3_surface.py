@@ -66,8 +66,8 @@ def networks(model: Any) -> dict[str, Any]:
 # Policies and observations
 
 
-def test_an_mlp_policy_moves_every_trainable_weight(make_model: MakeModel) -> None:
-    model = make_model()
+def test_an_mlp_policy_moves_every_trainable_weight(make_per_step_model: MakeModel) -> None:
+    model = make_per_step_model()
     before = networks(model)
     model.learn(40)
     unchanged = [path for path, leaf in networks(model).items() if leaf.numel() and th.equal(leaf, before[path])]
@@ -463,10 +463,10 @@ OUR_KEYS = {"train/path_entropy", "train/diffusion_value_loss"}
 EPISODE_KEYS = {"rollout/ep_len_mean", "rollout/ep_rew_mean"}
 
 
-def test_tensorboard_gets_the_keys_of_sac_and_ours(make_model: MakeModel, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_keys_of_sac_and_ours(make_per_step_model: MakeModel, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    model = make_model(tensorboard_log=str(tmp_path))
+    model = make_per_step_model(tensorboard_log=str(tmp_path))
     model.learn(25, log_interval=1)
     folder = tmp_path / f"{type(model).__name__}_1"
     events = EventAccumulator(str(folder)).Reload()
@@ -476,8 +476,8 @@ def test_tensorboard_gets_the_keys_of_sac_and_ours(make_model: MakeModel, tmp_pa
     assert (tmp_path / "other_1").is_dir()
 
 
-def test_the_logger_gets_finite_values_under_the_keys_of_sac_and_ours(make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model()
+def test_the_logger_gets_finite_values_under_the_keys_of_sac_and_ours(make_per_step_model: MakeModel, tmp_path: Path) -> None:
+    model = make_per_step_model()
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(20, log_interval=1)
     with open(tmp_path / "progress.csv") as file:
@@ -601,13 +601,13 @@ def test_activation_and_optimizer_classes_are_used_everywhere(make_model: MakeMo
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_a_custom_features_extractor_is_shared_or_not_as_asked(make_model: MakeModel, share: bool) -> None:
+def test_a_custom_features_extractor_is_shared_or_not_as_asked(make_per_step_model: MakeModel, share: bool) -> None:
     policy_kwargs = dict(
         features_extractor_class=CountingExtractor,
         features_extractor_kwargs=dict(features_dim=4),
         share_features_extractor=share,
     )
-    model = make_model(policy_kwargs=policy_kwargs)
+    model = make_per_step_model(policy_kwargs=policy_kwargs)
     assert (model.actor.features_extractor is model.critic.features_extractor) == share
     if hasattr(model, "critic_target"):
         assert model.critic_target.features_extractor is not model.critic.features_extractor
@@ -680,8 +680,8 @@ def test_any_number_of_diffusion_steps_trains_and_survives_saving(
     ],
     ids=str,
 )
-def test_every_diffusion_option_trains_to_finite_values(make_model: MakeModel, policy_kwargs: dict[str, Any]) -> None:
-    model = make_model(policy_kwargs=policy_kwargs)
+def test_every_diffusion_option_trains_to_finite_values(make_per_step_model: MakeModel, policy_kwargs: dict[str, Any]) -> None:
+    model = make_per_step_model(policy_kwargs=policy_kwargs)
     before = networks(model)
     model.learn(20, log_interval=None)
     after = networks(model)
@@ -699,8 +699,8 @@ def test_any_number_of_latents_up_to_the_diffusion_steps_trains(make_model: Make
     assert differing(before, networks(model))
 
 
-def test_different_numbers_of_latents_give_different_updates(make_model: MakeModel) -> None:
-    first, second = (make_model(latents_per_state=kappa).learn(12) for kappa in (1, 4))
+def test_different_numbers_of_latents_give_different_updates(make_per_step_model: MakeModel) -> None:
+    first, second = (make_per_step_model(latents_per_state=kappa).learn(12) for kappa in (1, 4))
     assert differing(networks(first), networks(second))
 
 
