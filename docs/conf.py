@@ -38,7 +38,7 @@ nitpicky = True
 # The build needs no network, so names of other libraries are not looked up in their inventories. Some come without their
 # module, from annotations that only a type checker reads.
 LIBRARIES = "stable_baselines3 sb3_contrib rl_zoo3 torch th nn gymnasium gymnasium_robotics gym numpy np npt matplotlib minari"
-STANDARD = "collections io pathlib typing types"
+STANDARD = "collections io os pathlib typing types"
 BARE = "BaseAlgorithm BaseCallback VecEnv Figure MinariDataset"
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join((LIBRARIES + ' ' + STANDARD).split())})(\..*)?"),

@@ -8,12 +8,23 @@ import gymnasium as gym
 from sb3_diffusion.envs.action_chunk import ActionChunk
 from sb3_diffusion.envs.augmented_mdp import AugmentedMDP
 from sb3_diffusion.envs.bimodal_bandit import BimodalBandit
-from sb3_diffusion.envs.boltzmann_bandit import BoltzmannBandit
+from sb3_diffusion.envs.boltzmann_bandit import BoltzmannBandit, Bumps, ExactMasses, generated_bumps
 from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.envs.turning_gmm import TurningGMM
 
-__all__ = ["ActionChunk", "AugmentedMDP", "BimodalBandit", "BoltzmannBandit", "MultiGoal2D", "TurningDoubleWell", "TurningGMM"]
+__all__ = [
+    "ActionChunk",
+    "AugmentedMDP",
+    "BimodalBandit",
+    "BoltzmannBandit",
+    "Bumps",
+    "ExactMasses",
+    "MultiGoal2D",
+    "TurningDoubleWell",
+    "TurningGMM",
+    "generated_bumps",
+]
 
 # By name, the number of steps after which an episode is truncated
 HORIZONS = {
