@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv on the first call (and again when the requirements change), then runs the demo or the tests in it.
 #
-#   ./run.sh demo [options of examples/train_mujoco.py]    4 minutes on two free cores
+#   ./run.sh demo [options of examples/train_mujoco.py]    5 minutes on two free cores
 #   ./run.sh test --smoke                                  the most important tests: a minute on two free cores
 #   ./run.sh test [options of pytest]                      all but the slow tests: a quarter of an hour on two cores, more on busy ones
 #   ./run.sh test -m slow                                  the slow ones: longer than the rest together
