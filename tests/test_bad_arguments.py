@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from conftest import ALGORITHMS, SMALL, arguments_of
 from envs_for_tests import AnyActionEnv, StrictBoxEnv
 from gymnasium import spaces
@@ -290,8 +291,12 @@ def test_a_subclass_of_an_algorithm_and_the_algorithm_read_each_others_files(alg
         pass
 
     for saved, loaded in ((algorithm, Own), (Own, algorithm)):
-        saved("MlpPolicy", StrictBoxEnv(), device="cpu").save(tmp_path / "model.zip")
-        loaded.load(tmp_path / "model.zip", device="cpu")
+        model = saved("MlpPolicy", StrictBoxEnv(), device="cpu")
+        model.save(tmp_path / "model.zip")
+        read = loaded.load(tmp_path / "model.zip", device="cpu")
+        assert type(read) is loaded
+        for name, weight in model.policy.state_dict().items():
+            assert th.equal(read.policy.state_dict()[name], weight), name
 
 
 def test_the_policy_alone_moves_between_stable_baselines3_and_this_library(tmp_path: Path) -> None:

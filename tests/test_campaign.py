@@ -76,7 +76,6 @@ def variant(**changes: Any) -> dict[str, Any]:
     return with_(variants={"sac": SAC | changes})
 
 
-CAMPAIGNS = sorted((Path(__file__).parent.parent / "benchmarks" / "campaigns").glob("*.yml"))
 WRONG: list[tuple[Any, list[str]]] = [
     ("a: [", ["is not YAML"]),
     ("steps: 3\nsteps: 4", ["'steps' is given twice"]),
@@ -384,11 +383,6 @@ def test_the_processes_of_runs_end_with_the_command_however_that_ends(
         pass
     assert state_of(run).status == "partial" and not (Path(run.folder) / FAILURE).exists()
     assert (out / "results.csv").exists() == (number == signal.SIGTERM), "one can see how far it is"
-
-
-@pytest.mark.parametrize("file", CAMPAIGNS, ids=lambda file: file.stem)
-def test_the_campaigns_of_the_repository_can_be_started(file: Path, tmp_path: Path) -> None:
-    assert read_campaign(file, tmp_path).runs
 
 
 def test_an_evaluation_at_the_start_judges_a_policy_that_a_callback_has_pretrained(

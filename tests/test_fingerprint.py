@@ -43,18 +43,21 @@ def test_a_short_training_ends_where_it_did_when_it_was_recorded(
     assert sampled[:3].flatten().tolist() == pytest.approx(actions, abs=1e-3)
 
 
+def everything_learns(share: bool) -> dict[str, Any]:
+    """
+    Arguments of a small policy in which all that can learn does; with SGD every gradient counts.
+
+    :param share: the features extractor
+    """
+    extractor = dict(features_extractor_class=CountingExtractor, share_features_extractor=share)
+    return dict(net_arch=[16], learn_schedule=True, optimizer_class=th.optim.SGD, **extractor)
+
+
 def moved_by_diffppo(share: bool) -> dict[str, float]:
     """How far each parameter is from its start after a short training of everything that DiffPPO can learn."""
-    policy_kwargs = dict(
-        net_arch=[16],
-        features_extractor_class=CountingExtractor,
-        share_features_extractor=share,
-        learn_schedule=True,
-        optimizer_class=th.optim.SGD,
-    )
     # The value's share small, because Pendulum's returns are large; SGD and no clipped norm, so that every gradient counts
     settings = ON_POLICY | dict(learning_rate=0.03, ent_coef="auto_0.1", vf_coef=1e-3, max_grad_norm=math.inf)
-    model = DiffPPO("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
+    model = DiffPPO("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=everything_learns(share), **settings)
     scatter_weights(model.policy, 0.2)
     start = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     model.learn(80)
@@ -121,15 +124,8 @@ def test_every_parameter_of_diffppo_moves_as_far_as_when_it_was_recorded(share: 
 
 def moved_off_policy(algorithm: Any, share: bool) -> dict[str, float]:
     """How far each network, and each features extractor, is from its start after a short training, all its parameters."""
-    policy_kwargs = dict(
-        net_arch=[16],
-        features_extractor_class=CountingExtractor,
-        share_features_extractor=share,
-        learn_schedule=True,
-        optimizer_class=th.optim.SGD,
-    )
     settings = OFF_POLICY | dict(learning_rate=1e-3) | per_step(algorithm)
-    model = algorithm("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
+    model = algorithm("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=everything_learns(share), **settings)
     scatter_weights(model.policy, 0.2)
     start = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     model.learn(80)

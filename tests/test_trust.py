@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,12 @@ def test_a_hundred_kills_while_saving_leave_files_that_load(work: Any, tmp_path:
     assert kill_while_saving(DiffSAC, tmp_path, 100, work) > 10
 
 
+def saves_of(model: Any) -> list[tuple[Callable[[Path], None], str]]:
+    """The ways to save a model and what belongs to it, each with a name for the file."""
+    saves = [(model.save, "model.zip")]
+    return saves if isinstance(model, DiffPPO) else [*saves, (model.save_replay_buffer, "buffer.pkl")]
+
+
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -169,10 +175,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("algorithm", ALL)
 def test_a_save_that_fails_half_way_is_an_error_and_leaves_the_earlier_file(algorithm: Any, tmp_path: Path) -> None:
     model = make(algorithm).learn(20)
-    saves = [(model.save, "model.zip")]
-    if algorithm is not DiffPPO:
-        saves.append((model.save_replay_buffer, "buffer.pkl"))
-    for save, name in saves:
+    for save, name in saves_of(model):
         save(tmp_path / name)
         earlier = (tmp_path / name).read_bytes()
         with no_file_larger_than(len(earlier) // 2), pytest.raises((OSError, RuntimeError)):
@@ -195,17 +198,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("algorithm", ALL)
 def test_a_full_disk_is_an_error_and_leaves_the_earlier_files(algorithm: Any, small_disk: Path) -> None:
     model = make(algorithm).learn(20)
-    saves = [(model.save, "model.zip")]
-    if algorithm is not DiffPPO:
-        saves.append((model.save_replay_buffer, "buffer.pkl"))
-    for save, name in saves:
+    for save, name in saves_of(model):
         save(small_disk / name)
-    earlier = {name: (small_disk / name).read_bytes() for _, name in saves}
+    earlier = {name: (small_disk / name).read_bytes() for _, name in saves_of(model)}
     with pytest.raises(OSError, match="No space left"), (small_disk / "filling").open("wb") as file:
         while True:
             file.write(bytes(4096))
             file.flush()
-    for save, name in saves:
+    for save, name in saves_of(model):
         with pytest.raises((OSError, RuntimeError)):
             save(small_disk / name)
         assert {path.name: path.read_bytes() for path in small_disk.iterdir() if path.name != "filling"} == earlier

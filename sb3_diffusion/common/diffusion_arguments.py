@@ -31,7 +31,7 @@ class DiffusionArguments:
     :param learn_variance: learn the state-dependent variance of each reverse step; else it is the paper's fixed one
     :param state_dependent_readout: learn ``m(s)`` and ``c(s)``; else ``m = 0`` and ``c = 1`` as in the paper
     :param latent_frequencies: n, from 0 to 16: the networks also see the sine and cosine of each component of a latent at the
-        angular frequencies 1, 2, 4 … 2^(n-1), in units of 1/ν, and learn several modes many times faster; 0: the latent alone
+        angular frequencies 1, 2, 4 … 2^(n-1), in units of 1/ν, and learn several modes in fewer updates; 0: the latent alone
     :raises ValueError: for an argument out of range
     """
 

@@ -26,8 +26,8 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
     * critics: ``½ Σ_i (Q_i(s, a) - y)²``, ``y = r + γ (1 - done) (min_i Q_i(s', u') - τ (log p(x'^K) + Σ_k ℓ'_k))`` without a
       gradient, both from one pass over ``(s, a)`` and ``(s', u')`` together, whose statistics normalise it
     * actor, every ``policy_delay``-th step: ``τ (log p(x^K) + Σ_k ℓ_k) - min_i Q_i(s, u)``, with the critics in evaluation
-      mode and the gradient through all K steps. With a third of the updates, each must do more: DiffSAC's gradient of one
-      step, ``objective="reverse_kl"``, learns more slowly here (docs/experiments.md), though its memory does not grow with K
+      mode and the gradient through all K steps. DiffSAC's gradient of one step, ``objective="reverse_kl"``, learned more
+      slowly on the one seed that was tried (docs/experiments.md); its memory does not grow with K
 
     The parameters are those of :class:`sb3_contrib.CrossQ`, in the same order, and then those that
     :class:`~sb3_diffusion.DiffSAC` adds; ``ent_coef`` may be a schedule and ``target_entropy`` is one of the path entropy.
