@@ -311,3 +311,9 @@ def test_the_policy_of_the_whole_chain_objective_is_trained_as_sac_trains_it() -
     sac = (0.2 * log_prob - th.cat(model.critic(states, actions), dim=1).min(dim=1).values).mean()
     th.testing.assert_close(ours, sac)
     assert F.mse_loss(ours, sac).item() < 1e-10
+
+
+@pytest.mark.parametrize("objective", ["forward_kl", "whole_chain"])
+def test_latents_per_state_warns_where_whole_chains_are_trained_on(objective: str) -> None:
+    with pytest.warns(UserWarning, match=f"latents_per_state=2 has no effect with objective='{objective}'"):
+        small(DiffSAC, objective=objective, latents_per_state=2)

@@ -1,6 +1,7 @@
 """The gradient step that the off-policy algorithms share: critics and actor objective are two choices of their own."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +149,12 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         self.ent_coef = ent_coef
         self._check_critics()
         check_number("latents_per_state", self.latents_per_state, 1, self.actor.diffusion_steps, integer=True)
+        if self.latents_per_state > 1 and not self._objective().uses_diffusion_value:
+            warnings.warn(
+                f"latents_per_state={self.latents_per_state!r} has no effect with objective={self.objective!r}, which trains on "
+                "whole chains",
+                stacklevel=4,
+            )
         self.target_entropy = float(self.target_entropy)
         if self.log_ent_coef is not None:
             # The base's, fused: this one number would take as long as a network.
