@@ -4,8 +4,9 @@ neither the critic nor the diffusion value nor exploration plays a part. One to 
 
     OMP_NUM_THREADS=1 python benchmarks/fidelity.py --out benchmarks/results/fidelity_exact.csv
 
-Half a minute a row. Writes one row for each problem, setting and seed (the loss is SAC's own, through the whole chain;
-Adam, batches of 256, the learning rate falls to 0 in the second half). With --picture, what the campaign's models sample:
+Half a minute for each problem, setting and seed, which give one row for each context (the loss is SAC's own, through the whole
+chain; Adam, batches of 256, the learning rate falls to 0 in the second half; "annealed": the temperature falls to its value from
+ten times that in the first half). With --picture, what the campaign's models sample:
 
     python -m sb3_diffusion.campaign benchmarks/campaigns/fidelity.yml --out logs/campaigns/fidelity
     python benchmarks/fidelity.py --picture logs/campaigns/fidelity --out benchmarks/results/fidelity.png
@@ -32,16 +33,21 @@ from sb3_diffusion.zoo import register
 PROBLEMS: dict[str, dict[str, Any]] = {
     "three bumps": {},
     "1-D, sharp": dict(bench_seed=0, temperature=0.1),
+    "1-D": dict(bench_seed=0, temperature=0.2),
+    "1-D, flat": dict(bench_seed=0, temperature=0.4),
     "1-D, far, flat": dict(bench_seed=1, separation=6.0, temperature=0.3),
     "2-D, near": dict(bench_seed=2, action_dim=2, separation=3.0, temperature=0.1),
     "2-D, far": dict(bench_seed=3, action_dim=2, separation=6.0, temperature=0.1),
     "3-D, near": dict(bench_seed=4, action_dim=3, n_modes=(1, 2, 4), separation=3.0, temperature=0.1),
 }
-SETTINGS: dict[str, dict[str, Any]] = {
-    "K = 8": dict(diffusion_steps=8),
-    "K = 4, 4 frequencies": dict(diffusion_steps=4, latent_frequencies=4),
-    "K = 8, 4 frequencies": dict(diffusion_steps=8, latent_frequencies=4),
-    "K = 16, 4 frequencies": dict(diffusion_steps=16, latent_frequencies=4),
+# The first temperature in units of the last one, and what the policy has
+SETTINGS: dict[str, tuple[float, dict[str, Any]]] = {
+    "K = 8": (1, dict(diffusion_steps=8)),
+    "K = 4, 4 frequencies": (1, dict(diffusion_steps=4, latent_frequencies=4)),
+    "K = 8, 4 frequencies": (1, dict(diffusion_steps=8, latent_frequencies=4)),
+    "K = 16, 4 frequencies": (1, dict(diffusion_steps=16, latent_frequencies=4)),
+    "K = 8, 4 frequencies, annealed": (10, dict(diffusion_steps=8, latent_frequencies=4)),
+    "K = 8, 6 frequencies, annealed": (10, dict(diffusion_steps=8, latent_frequencies=6)),
 }
 
 
@@ -60,18 +66,25 @@ class ExactReward:
         return th.cat(rewards)
 
 
-def train(env: BoltzmannBandit, policy_kwargs: dict[str, Any], updates: int, learning_rate: float, seed: int) -> SAC:
-    """:return: a model whose actor was trained with the exact reward; its critics were not"""
+def train(
+    env: BoltzmannBandit, policy_kwargs: dict[str, Any], first: float, updates: int, learning_rate: float, seed: int
+) -> SAC:
+    """
+    :param first: temperature, in units of the environment's
+    :return: a model whose actor was trained with the exact reward; its critics were not
+    """
     model = SAC(DiffusionSACPolicy, env, seed=seed, device="cpu", policy_kwargs=dict(net_arch=[64, 64]) | policy_kwargs)
     actor, reward = model.actor, ExactReward(env)
     observations = th.as_tensor(env.observations)
     observations = observations.repeat_interleave(256 // len(observations), dim=0)
     for update in range(updates):
+        progress = update / updates
+        temperature = env.temperature * max(1.0, first ** (1 - 2 * progress))
         for group in actor.optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, 2 * (1 - update / updates))
+            group["lr"] = learning_rate * min(1.0, 2 * (1 - progress))
         actions, path_log_prob = actor.action_log_prob(observations)
         actor.optimizer.zero_grad()
-        (env.temperature * path_log_prob - reward(actions)).mean().backward()
+        (temperature * path_log_prob - reward(actions)).mean().backward()
         actor.optimizer.step()
     return model
 
@@ -85,24 +98,26 @@ def table(path: Path, problems: list[str], settings: list[str], seeds: list[int]
                 if (problem, setting, seed, updates) in done:
                     continue
                 env, start = BoltzmannBandit(**PROBLEMS[problem]), time.perf_counter()
-                model = train(env, SETTINGS[setting], updates, 1e-3, seed)
-                found = fidelity(model, env)
-                rows.append(
-                    dict(
-                        problem=problem,
-                        setting=setting,
-                        seed=seed,
-                        updates=updates,
-                        total_variation=round(float(found.total_variation.mean()), 4),
-                        worst_total_variation=round(float(found.total_variation.max()), 4),
-                        smallest_mode_share=round(float(min(shares.min() for shares in found.mode_shares)), 3),
-                        path_divergence=round(float(found.path_divergence.mean()), 4),
-                        bound_gap=round(float(found.bound_gap.mean()), 4),
-                        seconds=round(time.perf_counter() - start, 1),
+                first, policy_kwargs = SETTINGS[setting]
+                model = train(env, policy_kwargs, first, updates, 1e-3, seed)
+                found, seconds = fidelity(model, env), time.perf_counter() - start
+                for context, shares in enumerate(found.mode_shares):
+                    rows.append(
+                        dict(
+                            problem=problem,
+                            setting=setting,
+                            seed=seed,
+                            updates=updates,
+                            modes=len(shares),
+                            total_variation=round(float(found.total_variation[context]), 4),
+                            smallest_mode_share=round(float(shares.min()), 3),
+                            path_divergence=round(float(found.path_divergence[context]), 4),
+                            bound_gap=round(float(found.bound_gap[context]), 4),
+                            seconds=round(seconds, 1),
+                        )
                     )
-                )
                 pd.DataFrame(rows).to_csv(path, index=False)
-                print(rows[-1], flush=True)
+                print(pd.DataFrame(rows[-len(found.mode_shares) :]).to_string(header=False, index=False), flush=True)
 
 
 def picture(campaign: Path, path: Path) -> None:
