@@ -4,9 +4,9 @@ neither the critic nor the diffusion value nor exploration plays a part. One to 
 
     OMP_NUM_THREADS=1 python benchmarks/fidelity.py --out benchmarks/results/fidelity_exact.csv
 
-Half a minute for each problem, setting and seed, which give one row for each context (the loss is SAC's own, through the whole
-chain; Adam, batches of 256, the learning rate falls to 0 in the second half; "annealed": the temperature falls to its value from
-ten times that in the first half). With --picture, what the campaign's models sample:
+Half a minute for each problem, setting and seed, which give one row for each context (the loss is SAC's own, through the
+whole chain; Adam, batches of 256, the learning rate falls to 0 in the second half; "annealed": the temperature falls to its
+value from ten times that in the first half). With --picture, what the campaign's models sample:
 
     python -m sb3_diffusion.campaign benchmarks/campaigns/fidelity.yml --out logs/campaigns/fidelity
     python benchmarks/fidelity.py --picture logs/campaigns/fidelity --out benchmarks/results/fidelity.png

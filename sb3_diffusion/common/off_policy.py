@@ -151,8 +151,8 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         check_number("latents_per_state", self.latents_per_state, 1, self.actor.diffusion_steps, integer=True)
         if self.latents_per_state > 1 and not self._objective().uses_diffusion_value:
             warnings.warn(
-                f"latents_per_state={self.latents_per_state!r} has no effect with objective={self.objective!r}, which trains on "
-                "whole chains",
+                f"latents_per_state={self.latents_per_state!r} has no effect with objective={self.objective!r}, "
+                "which trains on whole chains",
                 stacklevel=4,
             )
         self.target_entropy = float(self.target_entropy)
