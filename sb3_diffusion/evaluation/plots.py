@@ -135,7 +135,7 @@ def plot_goals(trajectories: Mapping[str, np.ndarray], n_shown: int = 60) -> Fig
 
 def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Figure:
     """
-    Sampled actions against the exact optimal densities of BoltzmannBandit: a row for each policy, a column for each context.
+    Sampled actions against the exact optimal densities of BoltzmannBandit: of each policy its contexts side by side.
 
     :param samples: by the name of the policy, a problem with one action dimension and what :func:`fidelity` found there
     :return: the figure; save it with ``figure.savefig(path)``
@@ -148,14 +148,26 @@ def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Fi
     for name, (env, _) in samples.items():
         if env.action_dim != 1:
             raise ValueError(f"samples[{name!r}] has {env.action_dim}-dimensional actions; allowed: one-dimensional ones")
-    n_columns = max(len(env.contexts) for env, _ in samples.values())
-    figure = Figure(figsize=(3.4 * n_columns, 2.5 * len(samples)), dpi=110, layout="constrained")
-    panels = figure.subplots(len(samples), n_columns, sharex=True, squeeze=False)
+    # A policy's contexts lie side by side; small problems share a row.
+    n_columns = max(4, *(len(env.contexts) for env, _ in samples.values()))
+    places: dict[str, tuple[int, int]] = {}
+    row, column = 0, 0
+    for name, (env, _) in samples.items():
+        if column + len(env.contexts) > n_columns:
+            row, column = row + 1, 0
+        places[name] = row, column
+        column += len(env.contexts)
+    if not row:
+        n_columns = column
+    figure = Figure(figsize=(3.4 * n_columns, 2.5 * (row + 1)), dpi=110, layout="constrained")
+    panels = figure.subplots(row + 1, n_columns, sharex=True, squeeze=False)
+    for panel in panels.flat:
+        panel.axis("off")
     grid = np.linspace(-1.0, 1.0, 801)
-    for row, (name, (env, found)) in zip(panels, samples.items(), strict=True):
-        for panel in row[len(env.contexts) :]:
-            panel.axis("off")
-        for context, panel in enumerate(row[: len(env.contexts)]):
+    for name, (env, found) in samples.items():
+        row, column = places[name]
+        for context, panel in enumerate(panels[row, column : column + len(env.contexts)]):
+            panel.axis("on")
             log_density = env.reward(grid[:, None], context) / env.temperature - env.exact_masses(context).log_partition
             panel.hist(
                 np.ravel(found.actions[context]),
@@ -168,10 +180,8 @@ def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Fi
             )
             panel.plot(grid, np.exp(log_density), color="black", linewidth=1, label="exact")
             shares = found.mode_shares[context]
-            panel.set_title(
-                f"total variation {found.total_variation[context]:.2f}, least mode {shares.min():.2f}", fontsize="small"
-            )
+            lines = [f"total variation {found.total_variation[context]:.2f}, least mode {shares.min():.2f}"]
+            panel.set_title("\n".join([name] * (context == 0) + lines), fontsize="small", loc="left")
             panel.set_xticks([-1, -0.5, 0, 0.5, 1])
-        row[0].set_ylabel(name, fontsize="small")
     panels[0, 0].legend(fontsize="x-small", loc="upper center")
     return figure
