@@ -107,13 +107,14 @@ class DiffusionCrossQActor(DiffusionActor):
 
 class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     """
-    CrossQ's policy class with a :class:`DiffusionCrossQActor`. Works in :class:`~sb3_diffusion.DiffCrossQ` and in sb3-contrib's
-    own ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain).
+    CrossQ's policy class with a :class:`DiffusionCrossQActor`. Works in :class:`~sb3_diffusion.DiffCrossQ` and in
+    sb3-contrib's own ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain).
 
     Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are
     :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
     says otherwise.
 
+    :param batch_norm: batch renormalisation of the critics, and running normalisation of the features that the actor sees
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect
     :param clip_mean: only for gSDE, without effect
