@@ -27,7 +27,6 @@ from sb3_diffusion import (
 )
 from sb3_diffusion.common.chains import chain_levels
 from sb3_diffusion.common.critics.batch_renorm import BranchlessBatchRenorm1d
-from sb3_diffusion.common.networks import RunningNorm
 
 POLICIES = {SAC: DiffusionSACPolicy, TQC: DiffusionTQCPolicy, CrossQ: DiffusionCrossQPolicy}
 
@@ -76,40 +75,6 @@ def test_the_policy_trains_in_the_unchanged_base_through_the_whole_chain(base: A
     model.learn(20)
     assert len(differing(before, flat_tensors(model.actor.state_dict()))) == len(before)
     assert type(model).train is base.train
-
-
-def test_a_running_norm_is_the_same_function_in_training_as_in_evaluation_and_never_leaves_ten() -> None:
-    norm = RunningNorm(2, momentum=0.1, eps=0.001)
-    rows = th.tensor([[0.0, 10.0], [2.0, 30.0], [4.0, 80.0]])
-    for i in range(1, 3):
-        in_training = norm.train()(rows)
-        mean, left = 1 - 0.9**i, 0.9**i
-        th.testing.assert_close(norm.running_mean, mean * th.tensor([2.0, 40.0]))
-        th.testing.assert_close(norm.running_var, left + mean * th.tensor([4.0, 1300.0]))
-        th.testing.assert_close(norm.eval()(rows), in_training)
-    expected = (rows - norm.running_mean) / (norm.running_var + 0.001).sqrt()
-    th.testing.assert_close(in_training, expected)
-    assert norm(th.tensor([[1e6, -1e6]])).tolist() == [[10.0, -10.0]]
-    state = norm.state_dict()
-    norm.train()(rows[:1])  # a single row has no variance
-    assert all(th.equal(state[name], value) for name, value in norm.state_dict().items())
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_batch_norm_says_whether_diffcrossqs_actor_normalises_what_it_sees(batch_norm: bool) -> None:
-    model = small(DiffCrossQ, policy_kwargs=dict(net_arch=[16], batch_norm=batch_norm, batch_norm_momentum=0.5))
-    model.learn(20)
-    norms = [module for module in model.actor.modules() if isinstance(module, RunningNorm)]
-    assert len(norms) == 2 * batch_norm
-    states = th.as_tensor(model.replay_buffer.observations[:20, 0])
-    for norm in norms:
-        assert not norm.training and norm.momentum == 0.5
-        th.testing.assert_close(norm.running_mean, states.mean(dim=0), rtol=0.3, atol=0.3)
-    shifted = model.actor.sample_actions(states + 1, th.zeros(model.actor.diffusion_steps + 1, 20, model.actor.action_dim))
-    for norm in norms:
-        norm.running_mean += 1
-    actions = model.actor.sample_actions(states + 1, th.zeros(model.actor.diffusion_steps + 1, 20, model.actor.action_dim))
-    assert th.equal(actions, shifted) is not batch_norm
 
 
 @pytest.mark.parametrize("warm", [False, True])

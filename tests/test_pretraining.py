@@ -386,9 +386,9 @@ def test_it_is_saved_loaded_and_gone_on_with(algorithm: Any, tmp_path: Path) -> 
 def test_reinforcement_learning_goes_on_from_the_imitator(algorithm: Any) -> None:
     model = build(algorithm, learning_rate=0.0)
     model.pretrain(imitable(200), n_epochs=10)
-    weights = copy.deepcopy(dict(model.policy.actor.named_parameters()))
+    weights = copy.deepcopy(model.policy.actor.state_dict())
     model.learn(32)
-    assert all(th.equal(weights[name], value) for name, value in model.policy.actor.named_parameters())
+    assert all(th.equal(weights[name], value) for name, value in model.policy.actor.state_dict().items())
     assert model.num_timesteps == 32
 
 
@@ -400,8 +400,8 @@ def test_the_callback_pretrains_once_before_the_first_step_and_logs_where_the_tr
     callback = PretrainCallback(imitable(), reference_kl_coef=0.5, **arguments)
     by_callback.learn(16, callback=callback)
     assert logged(by_callback).all("loss") == logged(by_hand).all("loss")
-    for name, weight in by_hand.policy.actor.named_parameters():
-        assert th.equal(by_callback.policy.actor.get_parameter(name), weight), name
+    for name, weight in by_hand.policy.actor.state_dict().items():
+        assert th.equal(by_callback.policy.actor.state_dict()[name], weight), name
     assert by_callback.reference_actor is not None
     by_callback.learn(16, callback=callback, reset_num_timesteps=False)
     assert len(logged(by_callback).all("loss")) == 3

@@ -9,8 +9,6 @@ from stable_baselines3.common.torch_layers import create_mlp
 from torch import nn
 from torch.nn import functional as F
 
-# VecNormalize's clip_obs
-MOST_DEVIATIONS = 10.0
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -146,33 +144,6 @@ class StepConditionedMLP(nn.Module):
             condition, latents = condition.flatten(0, 1), latents.flatten(0, 1)
         output = self.body(th.addmm(condition, self.seen(latents), self.latent_weight, alpha=1 / self.prior_std))
         return output.unflatten(0, shape) if several else output
-
-
-class RunningNorm(nn.BatchNorm1d):
-    """
-    Features less their running mean, over their running standard deviation, at most 10 either way: what ``VecNormalize`` does
-    to observations. In training mode each batch also moves the statistics, but does not normalise itself: a policy is then
-    the same function while it acts, while it is judged and while it learns.
-
-    :param features_dim: size of the features
-    :param momentum: share of a new batch in the statistics
-    :param eps: added to the variances
-    """
-
-    running_mean: th.Tensor
-    running_var: th.Tensor
-
-    def __init__(self, features_dim: int, momentum: float, eps: float) -> None:
-        super().__init__(features_dim, eps=eps, momentum=momentum, affine=False)
-        self.num_batches_tracked = None  # unused with a momentum
-
-    def forward(self, features: th.Tensor) -> th.Tensor:
-        """:param features: (B, features_dim); returns the same shape"""
-        if self.training and len(features) > 1:  # one row has no variance
-            with th.no_grad():
-                super().forward(features)
-        normalised = F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
-        return normalised.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
 class PartlyFrozenMLP(StepConditionedMLP):

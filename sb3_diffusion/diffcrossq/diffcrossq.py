@@ -9,7 +9,6 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_diffusion.common.chains import ChainLevels, SampledChains, TensorOrDict
 from sb3_diffusion.common.critics import BatchRenormCritics
 from sb3_diffusion.common.validation import wants_sde, with_hints, without_sde
 from sb3_diffusion.demonstrations.off_policy import OffPolicyPretrainingMixin
@@ -117,18 +116,6 @@ class DiffCrossQ(OffPolicyPretrainingMixin, BatchRenormCritics, CrossQ):
         self.uniform_proposals = uniform_proposals
         if _init_setup_model:
             self._setup_model()
-
-    # As in CrossQ, the actor's normalisation is in training mode where the actor learns, and nowhere else.
-
-    def _sample_chains(self, features: th.Tensor, levels: ChainLevels | None) -> SampledChains:
-        self.actor.set_bn_training_mode(False)
-        return super()._sample_chains(features, levels)
-
-    def _actor_losses(self, states: TensorOrDict, chains: SampledChains, ent_coef: th.Tensor) -> dict[str, th.Tensor]:
-        self.actor.set_bn_training_mode(True)
-        losses = super()._actor_losses(states, chains, ent_coef)
-        self.actor.set_bn_training_mode(False)
-        return losses
 
     def learn(
         self: SelfDiffCrossQ,

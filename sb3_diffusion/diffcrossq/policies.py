@@ -1,12 +1,11 @@
-"""Policies of DiffCrossQ: batch-renormalised critics, a diffusion actor, and the diffusion value function."""
+"""Policies of DiffCrossQ: CrossQ's batch-renormalised critics, a diffusion actor, and the diffusion value function."""
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.crossq.policies import CrossQCritic, CrossQPolicy
+from sb3_contrib.crossq.policies import Actor, CrossQCritic, CrossQPolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -20,7 +19,7 @@ from typing_extensions import Unpack
 from sb3_diffusion.common.actor import DiffusionActor
 from sb3_diffusion.common.critics import without_branches
 from sb3_diffusion.common.diffusion_arguments import DiffusionArguments, DiffusionKeywords, with_diffusion_arguments
-from sb3_diffusion.common.networks import RunningNorm, fused_by_default
+from sb3_diffusion.common.networks import fused_by_default
 from sb3_diffusion.common.policies import DiffusionPolicyMixin
 from sb3_diffusion.common.validation import (
     check_choice,
@@ -32,89 +31,21 @@ from sb3_diffusion.common.validation import (
 
 
 class DiffusionCrossQActor(DiffusionActor):
-    """
-    :class:`DiffusionActor` whose networks see normalised features (:class:`~sb3_diffusion.common.networks.RunningNorm`), as
-    those of CrossQ's own actor do. Batch renormalisation, of the features or of all layers, learned no faster than no
-    normalisation (docs/experiments.md), so only the critics have it.
+    """:class:`DiffusionActor` with the method that sb3-contrib's CrossQ calls around each pass of its actor."""
 
-    Parameters not listed are those of :class:`~sb3_diffusion.common.actor.DiffusionActor`.
-
-    :param batch_norm: whether the features are normalised
-    :param batch_norm_momentum: of the running statistics, in (0, 1)
-    :param batch_norm_eps: added to the variances
-    """
-
-    @with_diffusion_arguments
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: nn.Module,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        use_sde: bool = False,
-        log_std_init: float = -3,
-        full_std: bool = True,
-        use_expln: bool = False,
-        clip_mean: float = 2.0,
-        normalize_images: bool = True,
-        batch_norm: bool = True,
-        batch_norm_momentum: float = 0.01,
-        batch_norm_eps: float = 0.001,
-        **diffusion: Unpack[DiffusionKeywords],
-    ) -> None:
-        super().__init__(
-            observation_space,
-            action_space,
-            net_arch,
-            features_extractor,
-            features_dim,
-            activation_fn,
-            use_sde,
-            log_std_init,
-            full_std,
-            use_expln,
-            clip_mean,
-            normalize_images,
-            **diffusion,
-        )
-        self.batch_norm_params = dict(
-            batch_norm=batch_norm, batch_norm_momentum=batch_norm_momentum, batch_norm_eps=batch_norm_eps
-        )
-        if batch_norm:
-            normalised = partial(RunningNorm, features_dim, momentum=batch_norm_momentum, eps=batch_norm_eps)
-            self.denoiser.state_layer = nn.Sequential(normalised(), self.denoiser.state_layer)
-            if self.state_dependent_readout:
-                self.latent_pi = nn.Sequential(normalised(), *self.latent_pi)
-
-    def set_bn_training_mode(self, mode: bool) -> None:
-        """
-        What CrossQ calls around each pass of its actor.
-
-        :param mode: whether the statistics move with the features that the actor sees
-        """
-        for module in self.modules():
-            if isinstance(module, RunningNorm):
-                module.train(mode)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        data.update(self.batch_norm_params)
-        del data["squash_output"]  # CrossQ's actor always squashes
-        return data
+    set_bn_training_mode = Actor.set_bn_training_mode
 
 
 class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     """
-    CrossQ's policy class with a :class:`DiffusionCrossQActor`. Works in :class:`~sb3_diffusion.DiffCrossQ` and in
-    sb3-contrib's own ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain).
+    CrossQ's policy class with a diffusion actor. Works in :class:`~sb3_diffusion.DiffCrossQ` (one reverse step of gradient)
+    and in sb3-contrib's own ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain). Batch renormalisation
+    is the critics' alone.
 
     Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are
     :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``
     says otherwise.
 
-    :param batch_norm: batch renormalisation of the critics, and running normalisation of the features that the actor sees
     :param log_std_init: only for gSDE, without effect
     :param use_expln: only for gSDE, without effect
     :param clip_mean: only for gSDE, without effect
@@ -196,8 +127,7 @@ class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """:return: a :class:`DiffusionCrossQActor`"""
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        # sb3-contrib's argument of critics alone
-        del actor_kwargs["renorm_warmup_steps"]
+        actor_kwargs = {name: value for name, value in actor_kwargs.items() if name not in self.batch_norm_params}
         return DiffusionCrossQActor(**actor_kwargs, **self.diffusion_kwargs).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> CrossQCritic:
