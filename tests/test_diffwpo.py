@@ -75,6 +75,20 @@ def test_with_the_fisher_factor_the_gradient_is_diffsacs_without_its_score(diffu
 
 
 @pytest.mark.parametrize("fisher_rescale", [False, True])
+def test_the_sharpest_policy_that_there_can_be_has_finite_gradients(fisher_rescale: bool) -> None:
+    model = build(fisher_rescale=fisher_rescale, target_kl=None)
+    with th.no_grad():
+        model.actor.log_std.bias.fill_(-20.0)
+        model.actor.denoiser.body[-1].bias[model.actor.action_dim :] = -10.0
+    states, chains = sample(model)
+    loss = model._actor_losses(states, chains, th.tensor(ENT_COEF))["actor_loss"]
+    of_actor = gradients(model, loss)
+    assert loss.isfinite() and any(gradient.any() for gradient in of_actor)
+    # Adam squares them.
+    assert all(gradient.square().isfinite().all() for gradient in of_actor)
+
+
+@pytest.mark.parametrize("fisher_rescale", [False, True])
 @pytest.mark.parametrize("action_gradient", ["identity", "cube_root"])
 def test_one_step_that_forgets_the_latent_is_wasserstein_policy_optimisation_of_a_gaussian(
     fisher_rescale: bool, action_gradient: str

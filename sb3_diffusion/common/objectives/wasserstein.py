@@ -1,5 +1,6 @@
 """Wasserstein policy optimisation (arXiv 2505.00663), one reverse step at a time."""
 
+import math
 from typing import Any
 
 import torch as th
@@ -11,6 +12,8 @@ from sb3_diffusion.common.objectives.reverse_kl import mean_over_steps
 from sb3_diffusion.common.trust_region import bounded_gaussian_kl, trust_region_losses
 from sb3_diffusion.diffusion import gaussian_log_prob, log_det_tanh, noising_log_prob, read_out
 
+# Of a decision, in the gradient without the Fisher factor, which would otherwise leave float32 where a policy is very sharp
+LARGEST_LOG_PRECISION = math.log(1e6)
 ACTION_GRADIENTS = ("identity", "cube_root")
 
 
@@ -61,7 +64,8 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
         # By mean and standard deviation, that is the gradient through the sampled decision.
         policy_loss = slope * decisions
     else:
-        policy_loss = slope * (kernel.mean - fixed.detach()) * (-2 * kernel.log_std).exp()
+        precision = (-2 * kernel.log_std).clamp(max=LARGEST_LOG_PRECISION).exp()
+        policy_loss = slope * (kernel.mean - fixed.detach()) * precision
     # Where the noising kernel depends on θ: by the read-out and by a learned schedule
     loss = policy_loss.sum(dim=1) - ent_coef * noising
     value = (ent_coef * log_ratios - q_values).detach()
