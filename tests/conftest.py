@@ -26,6 +26,9 @@ from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffWPO
 # Every off-policy algorithm of the library goes through the whole surface.
 BASES: dict[type[BaseAlgorithm], type[BaseAlgorithm]] = {DiffSAC: SAC, DiffWPO: SAC, DiffCrossQ: CrossQ, DiffTQC: TQC}
 ALGORITHMS = list(BASES)
+needs_compiler = pytest.mark.skipif(
+    tuple(int(part) for part in th.__version__.split(".")[:2]) < (2, 11), reason="PyTorch before 2.11 does not trace gradients"
+)
 with_target_networks = pytest.mark.parametrize("algorithm", [DiffSAC, DiffWPO, DiffTQC], indirect=True)
 
 SMALL: dict[str, Any] = dict(buffer_size=200, learning_starts=8, batch_size=8, seed=0, device="cpu")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, scatter_weights
+from conftest import SMALL, needs_compiler, scatter_weights
 from envs_for_tests import StrictBoxEnv
 
 from sb3_diffusion import DiffSAC
@@ -47,6 +47,7 @@ def test_only_what_needs_no_gradient_is_rounded(kwargs: dict[str, Any], monkeypa
     assert seen == {(False, False)}
 
 
+@needs_compiler
 def test_a_gradient_step_is_the_same_up_to_rounding_compiled_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_function = th.compile
     monkeypatch.setattr(th, "compile", lambda *args, options, **kwargs: compile_function(*args, backend="aot_eager", **kwargs))

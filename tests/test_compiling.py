@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch as th
 import torch._dynamo
-from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY
+from conftest import ALGORITHMS, SMALL, SMALL_ON_POLICY, needs_compiler
 from torch._dynamo.utils import counters
 
 from sb3_diffusion import DiffPPO, DiffSAC
 from sb3_diffusion.common import compiling
 from sb3_diffusion.common.compiling import CompiledOrEager
+
+pytestmark = needs_compiler
 
 MakeModel = Callable[..., Any]
 
@@ -88,6 +90,15 @@ def test_where_compiling_fails_a_warning_names_the_reason_and_training_goes_on(
         model = make_model(torch_compile=True).learn(20)
     for ours, theirs in zip(model.policy.parameters(), plain.policy.parameters(), strict=True):
         assert th.equal(ours, theirs)
+
+
+def test_a_pytorch_that_is_too_old_to_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo, "config", SimpleNamespace())
+    function = CompiledOrEager(test_a_pytorch_that_is_too_old_to_compile_is_named)
+    function.function = lambda: 3
+    version = th.__version__.replace("+", r"\+")
+    with pytest.warns(UserWarning, match=rf"goes on without .*PyTorch 2\.11 or newer; this is {version}"):
+        assert function() == 3
 
 
 def test_an_error_of_a_later_call_is_the_callers_and_a_failed_recompilation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,20 @@ def begin_gradient_step(model: Any) -> None:
         th.compiler.cudagraph_mark_step_begin()
 
 
+def allow_gradients() -> None:
+    """
+    Allow ``torch.autograd.grad`` inside compiled functions.
+
+    :raises NotImplementedError: if PyTorch is too old for that
+    """
+    # Only here: it would make importing the library twice as long.
+    import torch._dynamo
+
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        raise NotImplementedError(f"gradient steps compile with PyTorch 2.11 or newer; this is {th.__version__}")
+    torch._dynamo.config.trace_autograd_ops = True
+
+
 class CompiledOrEager(Generic[Result]):
     """
     The function compiled by ``torch.compile`` at its first call. Where that fails (no C++ compiler, a module that cannot be
@@ -82,11 +96,7 @@ class CompiledOrEager(Generic[Result]):
         if not self.failed:
             try:
                 if self.compiled is None:
-                    # Only here: it would make importing the library twice as long.
-                    import torch._dynamo
-
-                    # PyTorch's own switch for torch.autograd.grad inside a compiled function (2.11 has it)
-                    torch._dynamo.config.trace_autograd_ops = True
+                    allow_gradients()
                     options: Any = compiler_options(args[0] if args else None)
                     self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options=options)
                 if self.works:
