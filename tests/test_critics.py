@@ -256,13 +256,10 @@ def test_a_critic_with_a_forward_of_its_own_is_used_through_it(algorithm: Any) -
     class Policy(ScaledPolicy, algorithm.policy_aliases["MlpPolicy"]):
         pass
 
-    model = algorithm(
-        Policy, ConstantReward(), seed=0, device="cpu", gamma=0.5, ent_coef=0.0, learning_rate=3e-3, learning_starts=20,
-        batch_size=32, tau=0.05, policy_kwargs=dict(net_arch=[16]), target_kl=None,
-    ) if algorithm is DiffWPO else algorithm(
-        Policy, ConstantReward(), seed=0, device="cpu", gamma=0.5, ent_coef=0.0, learning_rate=3e-3, learning_starts=20,
-        batch_size=32, tau=0.05, policy_kwargs=dict(net_arch=[16]),
-    )  # fmt: skip
+    settings: dict[str, Any] = dict(seed=0, device="cpu", gamma=0.5, ent_coef=0.0, learning_rate=3e-3, learning_starts=20)
+    settings |= dict(batch_size=32, tau=0.05, policy_kwargs=dict(net_arch=[16]))
+    settings |= dict(target_kl=None) if algorithm is DiffWPO else {}
+    model = algorithm(Policy, ConstantReward(), **settings)
     model.learn(1_500)
     values = th.cat(model.critic(th.zeros(1, 2), th.zeros(1, 1)), dim=1)
     # Past its forward the critic would be trained to 20.
@@ -314,6 +311,6 @@ def test_the_policy_of_the_whole_chain_objective_is_trained_as_sac_trains_it() -
 
 
 @pytest.mark.parametrize("objective", ["forward_kl", "whole_chain"])
-def test_latents_per_state_warns_where_whole_chains_are_trained_on(objective: str) -> None:
+def test_latents_per_state_warns_where_no_stored_latents_are_trained_on(objective: str) -> None:
     with pytest.warns(UserWarning, match=f"latents_per_state=2 has no effect with objective='{objective}'"):
         small(DiffSAC, objective=objective, latents_per_state=2)

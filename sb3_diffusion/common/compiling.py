@@ -57,7 +57,7 @@ def begin_gradient_step(model: Any) -> None:
 
 def allow_gradients() -> None:
     """
-    Allow ``torch.autograd.grad`` inside compiled functions.
+    Allow ``torch.autograd.grad`` inside compiled functions, by PyTorch's own switch.
 
     :raises NotImplementedError: if PyTorch is too old for that
     """

@@ -152,7 +152,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         if self.latents_per_state > 1 and not self._objective().uses_diffusion_value:
             warnings.warn(
                 f"latents_per_state={self.latents_per_state!r} has no effect with objective={self.objective!r}, "
-                "which trains on whole chains",
+                "which trains on no stored latents",
                 stacklevel=4,
             )
         self.target_entropy = float(self.target_entropy)

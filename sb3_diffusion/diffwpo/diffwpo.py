@@ -36,7 +36,8 @@ class DiffWPO(OffPolicyPretrainingMixin, TwinCritics, SAC):
 
     Parameters not listed are those of :class:`~sb3_diffusion.DiffSAC`, without ``objective``.
 
-    :param fisher_rescale: whether the gradient is multiplied by the inverse Fisher information; without it rows weigh 1/σ²
+    :param fisher_rescale: whether the gradient is multiplied by the inverse Fisher information; without it rows weigh
+        1/σ², at most 10⁶
     :param action_gradient: "identity", or "cube_root" of each component of ``g``
     :param target_kl: bound of the trust region in nats for a whole chain; None: no trust region. Dropout in the networks
         looks like a divergence; batch normalisation does not
