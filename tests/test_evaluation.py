@@ -301,15 +301,18 @@ def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> No
     assert [axes.get_title().split("\n")[0] for axes in figure.axes] == ["DiffSAC", "SAC"]
     grid, curve = figure.axes[1].lines[0].get_data()
     assert curve == pytest.approx(boltzmann_density(BANDIT, 0.1, np.asarray(grid)))
-    turns = plot_turns({name: np.resize(actions, (8, 60)) for name, actions in samples.items()}, 0.1)
+    turns = plot_turns({name: np.resize(actions, (8, 500)) for name, actions in samples.items()}, 0.1)
     assert [axes.get_title() for axes in turns.axes] == ["DiffSAC", "SAC"]
     assert [text.get_text() for text in turns.legends[0].get_texts()] == ["sampled turns", "exact, exp(r / 0.1) / Z"]
     degrees, height = turns.axes[1].lines[3].get_data()
     exact = boltzmann_density(TurningDoubleWell.reward, 0.1, np.asarray(degrees) / 90)
     assert height == pytest.approx(3 + 0.9 * exact / exact.max())
     stairs = turns.axes[0].patches[3].get_data()
-    share = np.histogram(np.resize(samples["DiffSAC"], (8, 60))[3], bins=60, range=(-1, 1), density=True)[0]
+    share = np.histogram(np.resize(samples["DiffSAC"], (8, 500))[3], bins=60, range=(-1, 1), density=True)[0]
     assert stairs.values == pytest.approx(3 + 0.9 * share / exact.max())
+    spike = plot_turns({"DiffPPO": np.full((8, 60), 0.51)}, 0.1)
+    assert [text.get_text() for text in spike.legends[0].get_texts()][0] == "sampled turns, peaks cut"
+    assert max(spike.axes[0].patches[7].get_data().values) == 7 + 3
     walks = np.random.default_rng(0).normal(size=(80, 31, 2)).cumsum(axis=1)
     goals = plot_goals({name: walks for name in "abcde"}, n_shown=7)
     titled = [axes for axes in goals.axes if axes.get_title()]

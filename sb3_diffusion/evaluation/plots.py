@@ -17,6 +17,9 @@ from sb3_diffusion.evaluation.style import BLACK, BLUE, COLORS, DPI, VERMILLION,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# How many rows of plot_turns a histogram may cover before it is cut
+MOST_ROWS = 3.0
+
 
 def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, temperature: float) -> Figure:
     """
@@ -58,7 +61,8 @@ def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, t
 def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
     """
     What policies sample in each heading of TurningDoubleWell, a column for each policy and a row for each heading, against
-    the exact optimal density: no turn makes the future better or worse, so it is that of the reward alone.
+    the exact optimal density: no turn makes the future better or worse, so it is that of the reward alone. Peaks higher than
+    three rows are cut there, and the legend says so.
 
     :param actions: by the name of the policy, its actions in units of 90° as :func:`turn_mass` draws them, shape (8, n)
     :param temperature: τ of the optimal density, in units of reward per nat, above 0
@@ -77,12 +81,17 @@ def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
     edges = np.linspace(-90, 90, 61)
     figure = Figure(figsize=(max(3.2, WIDTH / 4 * len(actions) + 0.2), 5.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(actions), sharex=True, sharey=True, squeeze=False)[0]
-    for number, (panel, (name, array)) in enumerate(zip(panels, actions.items(), strict=True)):
-        for heading, turns in enumerate(array):
-            density = np.histogram(90 * turns, bins=edges, density=True)[0]
+    heights = {
+        name: [row_height * np.histogram(90 * turns, bins=edges, density=True)[0] for turns in array]
+        for name, array in actions.items()
+    }
+    sampled = "sampled turns" + (", peaks cut" if np.max(list(heights.values())) > MOST_ROWS else "")
+    for number, (panel, (name, rows)) in enumerate(zip(panels, heights.items(), strict=True)):
+        for heading, row in enumerate(rows):
             color = COLORS[number % len(COLORS)]
             options: dict[str, Any] = dict(baseline=heading, fill=True, color=color, alpha=0.6)
-            panel.stairs(heading + row_height * density, edges, **options, label="sampled turns" if heading == 0 else None)
+            tops = heading + np.minimum(row, MOST_ROWS)
+            panel.stairs(tops, edges, **options, label=sampled if heading == 0 else None)
             legend = f"exact, exp(r / {temperature:.3g}) / Z" if heading == 0 else None
             panel.plot(90 * grid, heading + row_height * exact, color=BLACK, linewidth=1, label=legend)
         panel.set_title(name, fontsize="medium")
