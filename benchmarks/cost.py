@@ -663,12 +663,14 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 
 
 def quartiles(values: pd.Series) -> str:
-    """:return: the median, and the quartiles where there are several values; nothing where there is none"""
+    """:return: the median, and the quartiles where they differ; nothing where there is no value"""
     values = values.dropna()
     if values.empty:
         return ""
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.3g}" if len(values) == 1 else f"{middle:.3g} ({low:.3g}–{high:.3g})"
+    # Three digits or more, without an exponent
+    figures = np.percentile(values, [25, 50, 75])
+    low, middle, high = (f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in figures)
+    return middle if low == high else f"{middle} ({low}–{high})"
 
 
 def markdown(out: Path) -> str:
