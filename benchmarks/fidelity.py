@@ -40,6 +40,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "2-D, far": dict(bench_seed=3, action_dim=2, separation=6.0, temperature=0.1),
     "3-D, near": dict(bench_seed=4, action_dim=3, n_modes=(1, 2, 4), separation=3.0, temperature=0.1),
 }
+COSINE = dict(diffusion_steps=16, latent_frequencies=4, noise_schedule="cosine")
 # The first temperature in units of the last one, and what the policy has
 SETTINGS: dict[str, tuple[float, dict[str, Any]]] = {
     "K = 8": (1, dict(diffusion_steps=8)),
@@ -48,6 +49,8 @@ SETTINGS: dict[str, tuple[float, dict[str, Any]]] = {
     "K = 16, 4 frequencies": (1, dict(diffusion_steps=16, latent_frequencies=4)),
     "K = 8, 4 frequencies, annealed": (10, dict(diffusion_steps=8, latent_frequencies=4)),
     "K = 8, 6 frequencies, annealed": (10, dict(diffusion_steps=8, latent_frequencies=6)),
+    "K = 16, cosine, 4 frequencies": (1, COSINE),
+    "K = 16, cosine, 4 frequencies, annealed": (10, COSINE),
 }
 
 
@@ -89,17 +92,19 @@ def train(
     return model
 
 
-def table(path: Path, problems: list[str], settings: list[str], seeds: list[int], updates: int) -> None:
+def table(
+    path: Path, problems: list[str], settings: list[str], seeds: list[int], updates: int, learning_rate: float
+) -> None:
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
-    done = {(row["problem"], row["setting"], row["seed"], row["updates"]) for row in rows}
+    done = {(row["problem"], row["setting"], row["seed"], row["updates"], row["learning_rate"]) for row in rows}
     for problem in problems:
         for setting in settings:
             for seed in seeds:
-                if (problem, setting, seed, updates) in done:
+                if (problem, setting, seed, updates, learning_rate) in done:
                     continue
                 env, start = BoltzmannBandit(**PROBLEMS[problem]), time.perf_counter()
                 first, policy_kwargs = SETTINGS[setting]
-                model = train(env, policy_kwargs, first, updates, 1e-3, seed)
+                model = train(env, policy_kwargs, first, updates, learning_rate, seed)
                 found, seconds = fidelity(model, env), time.perf_counter() - start
                 for context, shares in enumerate(found.mode_shares):
                     rows.append(
@@ -108,6 +113,7 @@ def table(path: Path, problems: list[str], settings: list[str], seeds: list[int]
                             setting=setting,
                             seed=seed,
                             updates=updates,
+                            learning_rate=learning_rate,
                             modes=len(shares),
                             total_variation=round(float(found.total_variation[context]), 4),
                             smallest_mode_share=round(float(shares.min()), 3),
@@ -144,11 +150,12 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="in the first half")
     args = parser.parse_args()
     if args.picture is not None:
         return picture(args.picture, args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    table(args.out, args.problems, args.settings, args.seeds, args.updates)
+    table(args.out, args.problems, args.settings, args.seeds, args.updates, args.learning_rate)
 
 
 if __name__ == "__main__":
