@@ -27,6 +27,7 @@ from stable_baselines3 import SAC
 from sb3_diffusion import DiffusionSACPolicy
 from sb3_diffusion.envs import BoltzmannBandit
 from sb3_diffusion.evaluation import fidelity, plot_fidelity
+from sb3_diffusion.experiments.comparison import readable
 from sb3_diffusion.zoo import register
 
 # Sharp and flat temperatures, modes near each other and far apart
@@ -138,7 +139,7 @@ def picture(campaign: Path, path: Path) -> None:
         found = sorted((campaign / "runs" / name / environment).glob("*/model.zip"), key=lambda file: int(file.parent.name))
         if env.action_dim == 1 and found:
             model = rl_zoo3.ALGOS[settings["algo"]].load(found[0], device="cpu")
-            samples[name] = env, fidelity(model, env)
+            samples[readable(name)] = env, fidelity(model, env)
     plot_fidelity(samples).savefig(path)
 
 

@@ -168,7 +168,7 @@ def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Fi
         column += len(env.contexts)
     if not row:
         n_columns = column
-    figure = Figure(figsize=(3.4 * n_columns, 2.5 * (row + 1)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.4 * n_columns + 0.3, 2.2 * (row + 1) + 0.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(row + 1, n_columns, sharex=True, squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
@@ -178,19 +178,17 @@ def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Fi
         for context, panel in enumerate(panels[row, column : column + len(env.contexts)]):
             panel.axis("on")
             log_density = env.reward(grid[:, None], context) / env.temperature - env.exact_masses(context).log_partition
-            panel.hist(
-                np.ravel(found.actions[context]),
-                bins=100,
-                range=(-1, 1),
-                density=True,
-                color="tab:blue",
-                alpha=0.6,
-                label="sampled",
-            )
-            panel.plot(grid, np.exp(log_density), color="black", linewidth=1, label="exact")
+            sampled = np.ravel(found.actions[context])
+            panel.hist(sampled, bins=100, range=(-1, 1), density=True, color=BLUE, alpha=0.6, label="sampled actions")
+            panel.plot(grid, np.exp(log_density), color=BLACK, linewidth=1, label="exact, exp(r / τ) / Z")
             shares = found.mode_shares[context]
-            lines = [f"total variation {found.total_variation[context]:.2f}, least mode {shares.min():.2f}"]
-            panel.set_title("\n".join([name] * (context == 0) + lines), fontsize="small", loc="left")
-            panel.set_xticks([-1, -0.5, 0, 0.5, 1])
-    panels[0, 0].legend(fontsize="x-small", loc="upper center")
+            figures = f"total variation {found.total_variation[context]:.2f}\nleast mode {shares.min():.2f}"
+            panel.set_title(figures, fontsize="small")
+            panel.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
+            bare(panel)
+        panels[row, column].set_ylabel(f"{name}\ndensity")
+    for panel in panels[-1]:
+        panel.set_xlabel("action")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
