@@ -93,9 +93,7 @@ def train(
     return model
 
 
-def table(
-    path: Path, problems: list[str], settings: list[str], seeds: list[int], updates: int, learning_rate: float
-) -> None:
+def table(path: Path, problems: list[str], settings: list[str], seeds: list[int], updates: int, learning_rate: float) -> None:
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
     done = {(row["problem"], row["setting"], row["seed"], row["updates"], row["learning_rate"]) for row in rows}
     for problem in problems:

@@ -311,7 +311,7 @@ def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> No
     share = np.histogram(np.resize(samples["DiffSAC"], (8, 500))[3], bins=60, range=(-1, 1), density=True)[0]
     assert stairs.values == pytest.approx(3 + 0.9 * share / exact.max())
     spike = plot_turns({"DiffPPO": np.full((8, 60), 0.51)}, 0.1)
-    assert [text.get_text() for text in spike.legends[0].get_texts()][0] == "sampled turns, peaks cut"
+    assert spike.legends[0].get_texts()[0].get_text() == "sampled turns, peaks cut"
     assert max(spike.axes[0].patches[7].get_data().values) == 7 + 3
     walks = np.random.default_rng(0).normal(size=(80, 31, 2)).cumsum(axis=1)
     goals = plot_goals({name: walks for name in "abcde"}, n_shown=7)
