@@ -418,36 +418,6 @@ def test_the_callback_takes_the_id_of_a_data_set_and_leaves_the_training_its_fil
     assert [folder.name for folder in (tmp_path / "logs").iterdir()] == ["DiffSAC_1"]
 
 
-@by_algorithm
-def test_the_callbacks_pull_falls_to_nothing_over_its_steps_also_after_a_checkpoint(algorithm: Any, tmp_path: Path) -> None:
-    model = build(algorithm)
-    seen = {}
-
-    class Watch(BaseCallback):
-        def _on_step(self) -> bool:
-            seen[self.num_timesteps] = self.model.reference_kl_coef  # type: ignore[attr-defined]
-            return True
-
-    callbacks = [PretrainCallback(imitable(), reference_kl_coef=0.5, reference_steps=32, n_epochs=1), Watch()]
-    model.learn(16, callback=callbacks)
-    assert seen[16] == pytest.approx(0.5 * (1 - 16 / 32)) and model.reference_actor is not None
-    model.save(tmp_path / "half_way")
-    loaded = algorithm.load(tmp_path / "half_way", env=model.get_env())
-    loaded.learn(48, callback=callbacks, reset_num_timesteps=False)
-    assert seen[24] == pytest.approx(0.5 * (1 - 24 / 32))
-    assert seen[32] is None and loaded.reference_actor is None
-
-
-def test_the_callback_refuses_steps_of_a_pull_that_has_no_number() -> None:
-    with pytest.raises(ValueError, match=r"reference_steps=0 must be an integer >= 1"):
-        PretrainCallback(imitable(), reference_kl_coef=0.5, reference_steps=0)
-    for coefficient in (None, lambda progress: 1.0):
-        with pytest.raises(ValueError, match=r"reference_steps=5 needs a number as reference_kl_coef, not"):
-            PretrainCallback(imitable(), reference_kl_coef=coefficient, reference_steps=5)
-    with pytest.raises(ValueError, match=r"reference_kl_coef=-1 must be"):
-        PretrainCallback(imitable(), reference_kl_coef=-1, reference_steps=5)
-
-
 def test_the_callback_refuses_what_cannot_be_pretrained() -> None:
     with pytest.raises(ValueError, match=r"PretrainCallback: SAC has no pretrain"):
         SAC("MlpPolicy", StrictBoxEnv()).learn(4, callback=PretrainCallback(imitable()))
