@@ -38,9 +38,8 @@ class DiffusionCrossQActor(DiffusionActor):
 
 class DiffusionCrossQPolicy(DiffusionPolicyMixin, CrossQPolicy):
     """
-    CrossQ's policy class with a diffusion actor. Works in :class:`~sb3_diffusion.DiffCrossQ` (one reverse step of gradient)
-    and in sb3-contrib's own ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain). Batch renormalisation
-    is the critics' alone.
+    CrossQ's policy class with a diffusion actor. Works in :class:`~sb3_diffusion.DiffCrossQ` and in sb3-contrib's own
+    ``CrossQ(DiffusionCrossQPolicy, env)`` (gradient through the whole chain). Batch renormalisation is the critics' alone.
 
     Parameters not listed are those of :class:`sb3_contrib.crossq.policies.CrossQPolicy`; the diffusion's own are
     :class:`~sb3_diffusion.common.diffusion_arguments.DiffusionArguments`. Adam and AdamW run fused unless ``optimizer_kwargs``

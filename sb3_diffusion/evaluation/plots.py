@@ -187,8 +187,10 @@ def plot_fidelity(samples: Mapping[str, tuple[BoltzmannBandit, Fidelity]]) -> Fi
             panel.set_xticks([-1, -0.5, 0, 0.5, 1], ["-1", "-0.5", "0", "0.5", "1"])
             bare(panel)
         panels[row, column].set_ylabel(f"{name}\ndensity")
-    for panel in panels[-1]:
-        panel.set_xlabel("action")
+    for column_panels in panels.T:
+        lowest = [panel for panel in column_panels if panel.axison][-1]
+        lowest.set_xlabel("action")
+        lowest.tick_params(labelbottom=True)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
