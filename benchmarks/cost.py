@@ -234,8 +234,8 @@ def prediction(args: argparse.Namespace) -> Iterator[Row]:
 def off_policy_parts(model: SAC, patch: Callable[..., None]) -> list[th.optim.Optimizer]:
     """Name the parts of SAC's gradient step and of ours; returns the optimizers."""
     patch(model.replay_buffer, "sample", "buffer")
-    for module in (sb3_sac, twin_module):
-        patch(module, "polyak_update", "target update")
+    patch(sb3_sac, "polyak_update", "target update")
+    patch(twin_module, "follow", "target update")
     optimizers: list[Any] = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
     if isinstance(model, DiffusionOffPolicyAlgorithm):
         if model.diffusion_value is not None:

@@ -78,6 +78,29 @@ def test_a_compiled_gradient_step_equals_the_plain_one(
     th.testing.assert_close(compiled.log_ent_coef, plain.log_ent_coef)
 
 
+def test_compiled_training_acts_as_plain_training_and_predict_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_backend(monkeypatch, "aot_eager")
+    models = [
+        DiffSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[16]), torch_compile=choice, **SMALL)
+        for choice in (False, True)
+    ]
+    calls = []
+    for model in models:
+        model.learning_rate, model.gradient_steps = 0.0, 0  # only the acting is compared
+        if model.torch_compile:
+            step = model._sample_step
+            monkeypatch.setattr(model, "_sample_step", lambda *args, step=step: calls.append(1) or step(*args))
+        th.manual_seed(1)
+        model.learn(40)
+    plain, compiled = (model.replay_buffer.actions[:40] for model in models)
+    np.testing.assert_allclose(compiled, plain, atol=1e-5)
+    assert len(np.unique(plain)) == 40
+    n_calls = len(calls)
+    assert n_calls == 40 - models[1].learning_starts
+    models[1].predict(np.zeros((5, 3), np.float32))
+    assert len(calls) == n_calls and models[1].actor._sampler is None
+
+
 def test_where_compiling_fails_a_warning_names_the_reason_and_training_goes_on(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +187,7 @@ def test_a_model_saved_with_torch_compile_loads_and_compiles_again(
 
     monkeypatch.setattr(th, "compile", record)
     model = make_model(torch_compile=True).learn(20)
-    n_functions = 1 if isinstance(model, DiffPPO) else 2
+    n_functions = 1 if isinstance(model, DiffPPO) else 3  # off-policy also the sampling of actions
     assert len(compiled) == n_functions
     model.save(tmp_path / "model.zip")
     loaded = type(model).load(tmp_path / "model.zip", env=model.get_env(), device="cpu")

@@ -12,11 +12,13 @@ import torch as th
 from conftest import ALGORITHMS
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.utils import polyak_update
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sb3_diffusion import DiffPPO
-from sb3_diffusion.common import compiling, transfer
+from sb3_diffusion.common import compiling, gradients, transfer
+from sb3_diffusion.common.critics.twin import follow
 
 MakeModel = Callable[..., Any]
 
@@ -100,6 +102,9 @@ def test_on_a_gpu_compiled_training_learns_as_plain_training_does(algorithm: Any
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     for _ in range(5):
         train(model)
+    # None of them has gone back to running as it is.
+    compiled = [value for value in vars(model).values() if isinstance(value, compiling.CompiledOrEager)]
+    assert compiled and all(function.works and not function.failed for function in compiled)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
     assert sum(not th.equal(value, before[name]) for name, value in model.policy.state_dict().items()) > 10
 
@@ -111,8 +116,38 @@ def test_only_a_gpu_gets_cuda_graphs_whose_results_end_with_the_gradient_step(mo
         model = SimpleNamespace(device=th.device(device), torch_compile=compiled)
         graphs = compiling.compiler_options(model).get("triton.cudagraphs", False)
         assert graphs == (device == "cuda")
-        compiling.begin_gradient_step(model)
+        compiling.begin_step(model)
     assert marks == ["step"]
+
+
+def test_on_a_gpu_gradients_are_copied_into_memory_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph's memory goes to the next step, and its gradients may be transposed, which fused optimizers refuse."""
+    monkeypatch.setattr(gradients, "on_a_gpu", lambda tensor: True)
+    parameters: list[th.Tensor] = [th.nn.Parameter(th.zeros(3, 2)), th.nn.Parameter(th.zeros(4)), th.nn.Parameter(th.zeros(1))]
+    seen: list[float] = []
+    parameters[0].register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.sum().item()))  # type: ignore
+    places = []
+    for step in (1.0, 2.0):
+        given = (th.full((2, 3), step).t(), th.full((4,), step), None)
+        gradients.assign(parameters, given)
+        for parameter, gradient in zip(parameters[:2], given[:2], strict=True):
+            assert gradient is not None and parameter.grad is not None
+            assert th.equal(parameter.grad, gradient) and parameter.grad.stride() == parameter.stride()
+            assert parameter.grad.data_ptr() != gradient.data_ptr()
+        assert parameters[2].grad is None
+        places.append([parameter.grad.data_ptr() for parameter in parameters[:2]])  # type: ignore[union-attr]
+    assert places[0] == places[1]
+    assert seen == [6.0, 12.0]
+
+
+def test_targets_follow_as_sb3s_do() -> None:
+    parameters, targets = ([th.randn(5, 3), th.randn(4)] for _ in range(2))
+    copies = [target.clone() for target in targets]
+    for _ in range(3):
+        follow(targets, parameters, 0.005)
+        polyak_update(parameters, copies, 0.005)
+    assert all(th.equal(target, copy) for target, copy in zip(targets, copies, strict=True))
+    follow([], [], 1.0)  # no batch norm
 
 
 def test_what_is_logged_does_not_lie_in_the_memory_of_the_gradient_step(algorithm: Any, make_model: MakeModel) -> None:

@@ -118,6 +118,7 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
     probe_noise: th.Tensor
     probe_residual: th.Tensor
     mode_noise: th.Tensor
+    _sampler: Callable[["DiffusionActor", th.Tensor], th.Tensor] | None = None
 
     @with_diffusion_arguments
     def __init__(
@@ -464,4 +465,15 @@ class DiffusionActor(FinitePredictionsMixin, DiffusionStateMixin, Actor):
         :return: actions (B, d), in [-1, 1] if squashed
         """
         features = self.extract_features(obs, self.features_extractor)
-        return self.mode(features) if deterministic else self.sample_actions(features)
+        if deterministic:
+            return self.mode(features)
+        return self.sample_actions(features) if self._sampler is None else self._sampler(self, features)
+
+    @contextmanager
+    def sampling_by(self, function: Callable[["DiffusionActor", th.Tensor], th.Tensor]) -> Iterator[None]:
+        """Inside, :meth:`forward` samples by this function, :meth:`sample_actions` compiled, say."""
+        self._sampler = function
+        try:
+            yield
+        finally:
+            self._sampler = None

@@ -46,10 +46,10 @@ def compiler_options(model: Any) -> dict[str, bool]:
     return {"triton.cudagraphs": True} if on_cuda(model) else {"fallback_random": True}
 
 
-def begin_gradient_step(model: Any) -> None:
+def begin_step(model: Any) -> None:
     """
-    On a GPU the results of compiled functions live until the next gradient step begins, in the memory of their CUDA graphs:
-    what is wanted longer must be cloned.
+    Before a gradient step, and before an action is sampled. On a GPU the results of compiled functions live until the next
+    step begins, in the memory of their CUDA graphs: what is wanted longer must be copied.
     """
     if model.torch_compile and on_cuda(model):
         th.compiler.cudagraph_mark_step_begin()
@@ -77,15 +77,17 @@ class CompiledOrEager(Generic[Result]):
     caller's. Copies and pickles compile anew. While the first call compiles, a line on stderr says so: at once if the model,
     the first argument, is verbose, else after some seconds.
 
-    :param function: of a module or class; computes losses *and* their gradients: in one graph the backward pass needs none of
-        the masks that it would otherwise store, at a price that leaves nothing of the gain on a CPU. Calls have its arguments,
-        results and random numbers
+    :param function: of a module or class. If it trains, it computes losses *and* their gradients: in one graph the backward
+        pass needs none of the masks that it would otherwise store, at a price that leaves nothing of the gain on a CPU. Calls
+        have its arguments, results and random numbers
+    :param what: the function's name in that line; a gradient step by default
     """
 
-    def __init__(self, function: Callable[..., Result]) -> None:
+    def __init__(self, function: Callable[..., Result], what: str | None = None) -> None:
         # PyTorch compiles one function only so many times: without a copy, all models of a process would share that number.
         assert isinstance(function, types.FunctionType)
         self.original = function
+        self.what = what or f"the gradient step ({function.__name__.strip('_').replace('_', ' ')})"
         self.function: Callable[..., Result] = types.FunctionType(
             function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
         )
@@ -101,8 +103,7 @@ class CompiledOrEager(Generic[Result]):
                     self.compiled = th.compile(self.function, fullgraph=True, dynamic=False, options=options)
                 if self.works:
                     return self.compiled(*args)
-                name = self.original.__name__.strip("_").replace("_", " ")
-                with announced(f"the gradient step ({name})", at_once=bool(getattr(args[0], "verbose", 0)) if args else False):
+                with announced(self.what, at_once=bool(getattr(args[0], "verbose", 0)) if args else False):
                     result = self.compiled(*args)
                 self.works = True
                 return result
@@ -118,5 +119,5 @@ class CompiledOrEager(Generic[Result]):
                 )
         return self.function(*args)
 
-    def __reduce__(self) -> tuple[type, tuple[Callable[..., Result]]]:
-        return type(self), (self.original,)
+    def __reduce__(self) -> tuple[type, tuple[Callable[..., Result], str]]:
+        return type(self), (self.original, self.what)

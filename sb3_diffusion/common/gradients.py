@@ -30,10 +30,27 @@ def gradients_of(losses: Iterable[th.Tensor], parameters: list[th.Tensor]) -> Gr
     return th.autograd.grad(losses, parameters, allow_unused=True)
 
 
+def on_a_gpu(tensor: th.Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def assign(parameters: list[th.Tensor], gradients: Gradients) -> None:
-    """Give each parameter its gradient, in the place of the last one, and call its post-accumulate-grad hooks."""
+    """
+    Give each parameter its gradient, in the place of the last one, and call its post-accumulate-grad hooks. On a GPU it is
+    copied: a compiled function returns it in the memory of its CUDA graph, and in a layout that fused optimizers may refuse.
+    """
+    copies: list[tuple[th.Tensor, th.Tensor]] = []
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        if gradient is None or not on_a_gpu(parameter):
+            parameter.grad = gradient
+            continue
+        if parameter.grad is None:
+            parameter.grad = th.empty_like(parameter)
+        copies.append((parameter.grad, gradient))
+    if copies:
+        # One kernel for all of them
+        th._foreach_copy_([place for place, _ in copies], [gradient for _, gradient in copies])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         # PyTorch's engine calls them only where it accumulates by itself.
         for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
             if gradient is not None:

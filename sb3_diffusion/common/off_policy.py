@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -19,7 +20,7 @@ from sb3_diffusion.common.chains import (
     chain_states,
     sample_chains,
 )
-from sb3_diffusion.common.compiling import CompiledOrEager, begin_gradient_step
+from sb3_diffusion.common.compiling import CompiledOrEager, begin_step
 from sb3_diffusion.common.critics import CriticStates
 from sb3_diffusion.common.diffusion_value import DiffusionValueMixin
 from sb3_diffusion.common.finite import FiniteMixin
@@ -165,6 +166,17 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         if self.torch_compile:
             self._evaluate_step = CompiledOrEager(self._evaluate_step)
             self._improve_step = CompiledOrEager(self._improve_step)
+            self._sample_step = CompiledOrEager(type(self.actor).sample_actions, "the sampling of actions")
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The base's, with compiled chains. ``predict`` alone is not compiled: it would be again for every new batch size."""
+        if not self.torch_compile:
+            return super()._sample_action(learning_starts, action_noise, n_envs)  # type: ignore[misc]
+        begin_step(self)
+        with self.actor.sampling_by(self._sample_step):
+            return super()._sample_action(learning_starts, action_noise, n_envs)  # type: ignore[misc]
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """The base's ``train`` with the losses of the class docstring."""
@@ -187,7 +199,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
             levels = self._levels(len(transitions.rewards) + n_own, n_actor_updates - 1) if improves else None
             parameters = critic_parameters + other_parameters if improves else critic_parameters
 
-            begin_gradient_step(self)
+            begin_step(self)
             chains, ent_coef, losses, gradients = self._evaluate_step(self, transitions, states, levels, parameters)
             self._optimize([*critic_optimizers, *others] if improves else critic_optimizers, parameters, gradients)
             if improves:
@@ -319,7 +331,7 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         self.diffusion_value = getattr(self.policy, "diffusion_value", None)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "diffusion_value", "_evaluate_step", "_improve_step"]
+        return [*super()._excluded_save_params(), "diffusion_value", "_evaluate_step", "_improve_step", "_sample_step"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

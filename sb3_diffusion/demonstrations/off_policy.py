@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_diffusion.common.chains import SampledChains, TensorOrDict, chain_states
-from sb3_diffusion.common.compiling import begin_gradient_step
+from sb3_diffusion.common.compiling import begin_step
 from sb3_diffusion.common.gradients import trainable
 from sb3_diffusion.common.objectives.wasserstein import DecisionKernel, chain_kl
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
@@ -51,7 +51,7 @@ class OffPolicyPretrainingMixin(PretrainingMixin, DiffusionOffPolicyAlgorithm):
                 n_own = self._n_own_states(self.batch_size)
                 states = chain_states(transitions, n_own)
                 levels = self._levels(self.batch_size + n_own, step)
-                begin_gradient_step(self)
+                begin_step(self)
                 _, _, losses, gradients = self._evaluate_step(self, transitions, states, levels, parameters)
                 self._optimize(optimizers, parameters, gradients)
                 self._update_targets(step)

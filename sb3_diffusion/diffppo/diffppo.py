@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explai
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
-from sb3_diffusion.common.compiling import CompiledOrEager, begin_gradient_step
+from sb3_diffusion.common.compiling import CompiledOrEager, begin_step
 from sb3_diffusion.common.finite import FiniteMixin
 from sb3_diffusion.common.gradients import Gradients, assign, trainable
 from sb3_diffusion.common.saving import SafeSaveMixin
@@ -335,7 +335,7 @@ class DiffPPO(PretrainingMixin, FiniteMixin, SafeSaveMixin, PPO):
         for epoch in range(self.n_epochs):
             first_of_epoch = len(logged)
             for data in self.rollout_buffer.get(self.batch_size):
-                begin_gradient_step(self)
+                begin_step(self)
                 losses, gradients = self._minibatch_step(self, data, coefficients, parameters)
                 logged.append(MinibatchLosses(*(value.clone() for value in losses)))
                 # Of the whole chain: the decisions' divergences add up.

@@ -41,8 +41,9 @@ class DiffSAC(OffPolicyPretrainingMixin, TwinCritics, SAC):
     :param ent_coef: "auto", "auto_<initial value>", a number, or a function of the remaining progress (1 … 0)
     :param target_entropy: for ``ent_coef="auto"``: target of the path entropy in nats; "auto" is minus the action dimension
     :param latents_per_state: κ, diffusion steps per replayed state that the actor is trained on, 1 … K
-    :param torch_compile: compile the gradient step with ``torch.compile`` when training starts: the same losses in fewer
-        operations, for about a minute at the start. Takes a C++ compiler; without one, a warning says so and training goes on
+    :param torch_compile: compile the gradient step, and the sampling of actions while training, with ``torch.compile`` when
+        training starts: the same numbers in fewer operations, for about a minute at the start; on a GPU as CUDA graphs. Takes
+        a C++ compiler; without one, a warning says so and training goes on
     :param bfloat16_chains: sample the chains of a gradient step, through which no gradient passes, with bfloat16 products:
         faster on CPUs that have instructions for them (measured with AVX512-BF16), the more so the larger K; slower on others
     :param objective: "reverse_kl": the loss above; "forward_kl": the actor is fitted by maximum likelihood to actions that are

@@ -46,16 +46,19 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
     kernel = DecisionKernel(model.actor, features, kept)
     std = kernel.log_std.exp()
     decisions = th.addcmul(kernel.mean, std, th.randn_like(latents))
-    fixed = decisions.detach().requires_grad_()
+    tables = model.actor.schedule().at(levels.steps)
+    if not decisions.requires_grad:  # a frozen actor
+        decisions.requires_grad_()
 
-    q_values = model._decision_values(features, critic_states, fixed, kept, ent_coef)
-    residual = (fixed - kernel.mean.detach()) / std.detach()
-    noising = noising_log_prob(latents, kernel.latents(fixed), model.actor.schedule().at(levels.steps))
-    log_ratios = gaussian_log_prob(residual, kernel.log_std.detach()) - noising
-    log_det = log_det_tanh(fixed[: levels.n_last])
-    log_ratios = log_ratios - th.cat([log_det, log_det.new_zeros(len(fixed) - levels.n_last)])
-    (entropy_slope,) = th.autograd.grad(log_ratios.sum(), fixed, retain_graph=True)
-    (value_slope,) = th.autograd.grad(q_values.sum(), fixed)
+    # Slopes at the decisions: what lies before them in the graph plays no part.
+    q_values = model._decision_values(features, critic_states, decisions, kept, ent_coef)
+    residual = (decisions - kernel.mean.detach()) / std.detach()
+    log_ratios = gaussian_log_prob(residual, kernel.log_std.detach())
+    log_ratios = log_ratios - noising_log_prob(latents, kernel.latents(decisions), tables)
+    log_det = log_det_tanh(decisions[: levels.n_last])
+    log_ratios = log_ratios - th.cat([log_det, log_det.new_zeros(len(decisions) - levels.n_last)])
+    (entropy_slope,) = th.autograd.grad(log_ratios.sum(), decisions, retain_graph=True)
+    (value_slope,) = th.autograd.grad(q_values.sum(), decisions, retain_graph=True)
     if model.action_gradient == "cube_root":
         value_slope = value_slope.sign() * value_slope.abs().pow(1 / 3)
     slope = ent_coef * entropy_slope - value_slope
@@ -65,8 +68,9 @@ def wasserstein_losses(model: Any, states: TensorOrDict, chains: SampledChains, 
         policy_loss = slope * decisions
     else:
         precision = (-2 * kernel.log_std).clamp(max=LARGEST_LOG_PRECISION).exp()
-        policy_loss = slope * (kernel.mean - fixed.detach()) * precision
-    # Where the noising kernel depends on θ: by the read-out and by a learned schedule
+        policy_loss = slope * (kernel.mean - decisions.detach()) * precision
+    # Where the noising kernel of fixed decisions depends on θ: by the read-out and by a learned schedule
+    noising = noising_log_prob(latents, kernel.latents(decisions.detach()), tables)
     loss = policy_loss.sum(dim=1) - ent_coef * noising
     value = (ent_coef * log_ratios - q_values).detach()
     losses = {"actor_loss": mean_over_steps(loss - loss.detach() + value, levels.n_last, model.actor.diffusion_steps)}
