@@ -9,6 +9,8 @@ The console command ``sb3-diffusion``, and ``python -m sb3_diffusion``.
 import importlib
 import sys
 
+import sb3_diffusion
+
 COMMANDS = {
     "train": "train a model with rl-zoo3's command and hyper-parameter files",
     "enjoy": "watch a model that train has made, or print its returns",
@@ -33,6 +35,9 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(usage())
+        return
+    if name == "--version":
+        print(f"sb3-diffusion {sb3_diffusion.__version__}")
         return
     if name not in COMMANDS:
         print(f"sb3-diffusion: {name!r} is no command\n\n{usage()}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from sb3_diffusion.command_line import missing
 from sb3_diffusion.zoo import has_display, register
 
 
@@ -10,9 +11,7 @@ def main() -> None:
     try:
         from rl_zoo3.enjoy import enjoy
     except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"rl-zoo3's enjoy needs the package {error.name}: install sb3_diffusion with its extra 'zoo'"
-        ) from error
+        raise SystemExit(missing("rl-zoo3's enjoy", error, "zoo")) from error
     register()
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--no-render", action="store_true")

@@ -22,6 +22,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_diffusion.command_line import missing, program
 from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.saved import algorithm_of, algorithms
@@ -34,7 +35,7 @@ MOST_EPISODE_STEPS = 100_000
 def parser() -> argparse.ArgumentParser:
     """:return: the parser of the command"""
     result = argparse.ArgumentParser(
-        prog="python -m sb3_diffusion.plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("plot"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("picture", choices=PICTURES, help="which to draw")
     result.add_argument("model", type=pathlib.Path, help="a file that model.save wrote")
@@ -188,7 +189,7 @@ def main() -> None:
     try:
         plot()
     except ModuleNotFoundError as error:
-        raise SystemExit(f"pictures need the package {error.name}: install sb3_diffusion with its extra 'plots'") from error
+        raise SystemExit(missing("a picture", error, "plots")) from error
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 import sys
 
+from sb3_diffusion.command_line import missing
+
 
 def main() -> None:
     """Run the report on ``sys.argv``."""
     try:
         from sb3_diffusion.experiments.reporting import report
     except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"reports need the package {error.name}: install sb3_diffusion with its extra 'experiments'"
-        ) from error
+        raise SystemExit(missing("a report", error, "experiments")) from error
     report(sys.argv[1:])
 
 

@@ -17,6 +17,7 @@ import gymnasium as gym
 import pytest
 
 import sb3_diffusion
+from sb3_diffusion import __main__ as console
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,3 +176,46 @@ def test_the_demo_names_the_package_that_is_missing_for_a_picture(monkeypatch: p
     assert (
         demo_module.why_no_picture("Reacher-v5", OSError("no GL")) == "this machine cannot render Reacher-v5 (OSError: no GL)"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "message"),
+    [
+        ("campaign", "joblib", "a campaign needs the package joblib: install sb3_diffusion with its extra 'experiments'"),
+        ("report", "scipy", "a report needs the package scipy: install sb3_diffusion with its extra 'experiments'"),
+        ("plot", "matplotlib", "a picture needs the package matplotlib: install sb3_diffusion with its extra 'plots'"),
+        ("export", "onnx", "export_onnx needs the package onnx: install sb3_diffusion with its extra 'export'"),
+    ],
+)
+def test_a_command_says_in_one_sentence_which_extra_it_misses(
+    command: str, package: str, message: str, tmp_path: Path
+) -> None:
+    model = sb3_diffusion.DiffSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[4]), buffer_size=10, device="cpu")
+    model.save(tmp_path / "model.zip")
+    arguments = {
+        "campaign": ["none.yml"],
+        "report": ["none"],
+        "plot": ["denoising", "model.zip", "--env", "Pendulum-v1"],
+        "export": ["model.zip", "policy.onnx"],
+    }
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; "
+        f"sys.argv = ['sb3-diffusion', {command!r}, *{arguments[command]!r}]; "
+        "import sb3_diffusion.__main__ as command; command.main()"
+    )
+    finished = run("-W", "ignore", "-c", code, cwd=tmp_path)
+    assert finished.returncode == 1
+    assert finished.stderr.strip() == message
+
+
+def test_the_console_command_names_itself_in_its_usage_and_tells_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sb3-diffusion", "--version"])
+    console.main()
+    assert capsys.readouterr().out == f"sb3-diffusion {sb3_diffusion.__version__}\n"
+    for command in ("campaign", "report", "plot", "export"):
+        monkeypatch.setattr(sys, "argv", ["sb3-diffusion", command, "--help"])
+        with pytest.raises(SystemExit):
+            console.main()
+        assert capsys.readouterr().out.startswith(f"usage: sb3-diffusion {command} ")

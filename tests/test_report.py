@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import bootstrap, trim_mean
 
 from sb3_diffusion.experiments import pictures, statistics
-from sb3_diffusion.experiments.comparison import Comparison, ranges, readable
+from sb3_diffusion.experiments.comparison import Comparison, listed, ranges, readable
 from sb3_diffusion.experiments.reading import Run, read
 from sb3_diffusion.experiments.reporting import report
 from sb3_diffusion.experiments.statistics import (
@@ -175,6 +175,12 @@ def test_a_campaigns_runs_are_read_with_what_its_json_says(campaign: Callable[..
         "One seed, so no interval: Ant-v5: sac.",
         "Hours are those of different machines: one; another.",
     ]
+
+
+def test_of_many_runs_left_out_some_are_named() -> None:
+    assert listed(["a", "b"]) == "a; b"
+    assert listed("abcde") == "a; b; c; d; e"
+    assert listed("abcdefg") == "a; b; c; d; e; and 2 more"
 
 
 def test_without_a_json_a_run_is_as_long_as_the_longest_of_its_variant(campaign: Callable[..., Path]) -> None:

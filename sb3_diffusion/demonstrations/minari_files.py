@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from sb3_diffusion.command_line import missing
 from sb3_diffusion.demonstrations.columns import ColumnWriter, map_columns, take
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def _import_minari() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise ImportError('Minari is not installed: pip install "sb3_diffusion[demonstrations]"') from error
+        raise ImportError(missing("a Minari data set", error, "demonstrations"), name=error.name) from error
     return minari
 
 

@@ -5,15 +5,14 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from sb3_diffusion.command_line import missing
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.envs.rendering import BLUE, GREEN, GREY, PAPER, Picture, RenderedEnv, faded
 
 try:
     from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 except ImportError as error:
-    raise gym.error.DependencyNotInstalled(
-        'TwoWaysRound needs gymnasium-robotics; install it with `pip install "sb3_diffusion[demonstrations]"`'
-    ) from error
+    raise gym.error.DependencyNotInstalled(missing("TwoWaysRound", error, "demonstrations")) from error
 
 LEFT, RIGHT = -1, 1
 WAYS = {LEFT: "left", RIGHT: "right"}

@@ -16,6 +16,7 @@ import joblib
 from rich.console import Console
 from rich.table import Table
 
+from sb3_diffusion.command_line import program
 from sb3_diffusion.experiments.building import RunManager
 from sb3_diffusion.experiments.engines import Engine, LocalEngine
 from sb3_diffusion.experiments.folders import RunState, check_settings, locked, state_of
@@ -34,7 +35,7 @@ SECONDS_BETWEEN_TABLES = 10.0
 
 
 def arguments_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sb3_diffusion.campaign", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog=program("campaign"), description=DESCRIPTION)
     parser.add_argument("file", type=Path, metavar="FILE", help="the campaign, YAML")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: logs/campaigns/<name of FILE>")
     parser.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one per core)")

@@ -20,6 +20,7 @@ from sb3_diffusion.experiments.statistics import (
 )
 
 RETURNS = ("deterministic_return", "sampled_return")
+MOST_LISTED = 5  # runs in a sentence
 LONGEST_SEEDS = 40  # letters
 
 
@@ -51,6 +52,13 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
+def listed(names: Iterable[str]) -> str:
+    """:return: the first names, and how many more there are"""
+    names = list(names)
+    rest = len(names) - MOST_LISTED
+    return "; ".join(names[:MOST_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def progress(run: Run) -> str:
@@ -177,7 +185,7 @@ class Comparison:
                 alone.setdefault(environment, []).append(variant)
         sentences = []
         if unfinished:
-            sentences.append(f"Unfinished and left out: {'; '.join(map(progress, unfinished))}.")
+            sentences.append(f"Unfinished and left out: {listed(map(progress, unfinished))}.")
         for metric in self.metrics:
             measured = {run.environment for run in self.runs if len(run.curve(metric)[0])}
             if missing := [environment for environment in self.environments if environment not in measured]:
@@ -189,7 +197,7 @@ class Comparison:
                 if environment in measured and not np.isfinite(run.final(metric))
             ]
             if without:
-                sentences.append(f"No {words(metric)} at the last evaluation, left out: {'; '.join(without)}.")
+                sentences.append(f"No {words(metric)} at the last evaluation, left out: {listed(without)}.")
         if alone:
             where = "; ".join(f"{environment}: {', '.join(variants)}" for environment, variants in alone.items())
             sentences.append(f"One seed, so no interval: {where}.")

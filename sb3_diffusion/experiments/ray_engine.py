@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from sb3_diffusion.command_line import missing
 from sb3_diffusion.experiments.engines import SECONDS_TO_WAIT_FOR_A_LOCK, Outcome, outcome_of
 from sb3_diffusion.experiments.plan import CampaignError, Resources, Run
 from sb3_diffusion.experiments.training import execute
@@ -49,7 +50,7 @@ class RayEngine:
         try:
             import ray
         except ImportError as error:
-            raise CampaignError("--ray needs Ray: pip install 'sb3_diffusion[cluster]'") from error
+            raise CampaignError(missing("--ray", error, "cluster")) from error
         self.ray, self.resources = ray, resources
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == LOCAL:

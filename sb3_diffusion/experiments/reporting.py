@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_diffusion.command_line import program
 from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_choice, check_number
 from sb3_diffusion.experiments.comparison import RETURNS, Comparison
@@ -26,7 +27,7 @@ names what is found there, for two runs of one algorithm
 
 def parser() -> argparse.ArgumentParser:
     """:return: the parser of the command"""
-    result = argparse.ArgumentParser(prog="python -m sb3_diffusion.report", description=DESCRIPTION)
+    result = argparse.ArgumentParser(prog=program("report"), description=DESCRIPTION)
     result.add_argument("sources", nargs="+", metavar="PATH", help=SOURCES)
     result.add_argument("--metric", nargs="+", metavar="COLUMN", help="columns to compare (deterministic_return)")
     result.add_argument("--baseline", metavar="VARIANT", help="the variant that the others are compared with (the first one)")

@@ -11,6 +11,7 @@ those you trust. The ONNX file that comes out executes none.
 import argparse
 import pathlib
 
+from sb3_diffusion.command_line import program
 from sb3_diffusion.export import export_onnx, export_torch
 from sb3_diffusion.saved import algorithm_of, algorithms
 
@@ -19,7 +20,7 @@ WRITERS = {".onnx": export_onnx, ".pt2": export_torch}
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m sb3_diffusion.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=pathlib.Path, help="a file that model.save wrote")
     parser.add_argument("out", type=pathlib.Path, help="the file to write: .onnx, or .pt2 for torch.export")
@@ -40,15 +41,18 @@ def main() -> None:
         if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
     algorithm = algorithms()[args.algorithm] if args.algorithm else algorithm_of(args.model)
-    difference = WRITERS[args.out.suffix](
-        algorithm.load(args.model, device="cpu"),
-        args.out,
-        deterministic=not args.sampled,
-        vec_normalize=args.vec_normalize,
-        noise_input=args.noise_input,
-        channels_last=not args.channels_first,
-        verification=not args.unverified,
-    )
+    try:
+        difference = WRITERS[args.out.suffix](
+            algorithm.load(args.model, device="cpu"),
+            args.out,
+            deterministic=not args.sampled,
+            vec_normalize=args.vec_normalize,
+            noise_input=args.noise_input,
+            channels_last=not args.channels_first,
+            verification=not args.unverified,
+        )
+    except ImportError as error:
+        raise SystemExit(str(error)) from error
     found = (
         "not verified" if difference is None else f"largest difference from predict {difference:.1g} of half an action's range"
     )

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_diffusion.command_line import missing
 from sb3_diffusion.common.saving import replacing
 from sb3_diffusion.common.validation import check_choice
 from sb3_diffusion.export.graph import draw_noise_inside, search_only_where_needed
@@ -107,7 +108,7 @@ def export_onnx(
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise ImportError(f"{error}; export_onnx needs the extra 'export': pip install sb3_diffusion[export]") from error
+        raise ImportError(missing("export_onnx", error, "export"), name=error.name) from error
 
     policy = make_policy(model, deterministic, vec_normalize, noise_input, channels_last)
     names = list(policy.inputs) + ([] if deterministic else [NOISE])

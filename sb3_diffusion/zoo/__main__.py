@@ -10,6 +10,7 @@ import importlib
 import runpy
 import sys
 
+from sb3_diffusion.command_line import missing
 from sb3_diffusion.zoo import register
 
 COMMANDS = {
@@ -38,7 +39,7 @@ def main() -> None:
         sys.modules.pop(COMMANDS[name], None)  # rl_zoo3.plots has imported its commands, of which run_module would warn
         runpy.run_module(COMMANDS[name], run_name="__main__")
     except ModuleNotFoundError as error:
-        sys.exit(f"rl-zoo3's {name} needs the package {error.name}: install sb3_diffusion with its extras 'zoo' and 'plots'")
+        sys.exit(missing(f"rl-zoo3's {name}", error, "zoo", "plots"))
     except ImportError as error:
         sys.exit(f"rl-zoo3's {name} does not fit the installed packages, whatever the algorithm: {error}")
 
