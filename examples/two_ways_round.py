@@ -35,6 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import joblib
 import numpy as np
 import torch as th
@@ -53,9 +54,13 @@ from torch.nn import functional as F
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.common.validation import check_number
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
-from sb3_diffusion.envs.two_ways_round import LEFT, RIGHT, TwoWaysRound, WaypointController
 from sb3_diffusion.experiments.folders import read_json, write_json
 from sb3_diffusion.experiments.provenance import provenance
+
+try:
+    from sb3_diffusion.envs.two_ways_round import LEFT, RIGHT, TwoWaysRound, WaypointController
+except gym.error.DependencyNotInstalled as error:
+    raise SystemExit(str(error)) from None
 
 ENV_ID = "TwoWaysRound-v0"
 DATASET_ID = "two-ways-round/waypoints-v0"
