@@ -1,7 +1,7 @@
 #!/bin/bash
 # All that wants a GPU: the tests, and the speed of training beside SB3's SAC and sb3-contrib's CrossQ. The tables go to
-# benchmarks/results (OUT=folder), under the card's name. On 11 cores beside an H100 the tests took three minutes, the first table stood
-# before six and a half; the second one, of large batches, was not reached in that time.
+# benchmarks/results (OUT=folder), under the card's name. On 11 cores beside an H100 the tests took three minutes and the first table
+# stood before six and a half, when the session ended; the second one, of large batches, is not measured.
 # A dry run without a GPU: DEVICE=cpu OUT=/tmp/dry ROUNDS=1 benchmarks/gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,13 +9,13 @@ python=${PYTHON:-.venv/bin/python}
 device=${DEVICE:-cuda}
 card=${CARD:-$("$python" -c "import torch; print(torch.cuda.get_device_name() if '$device' != 'cpu' else 'CPU dry run')")}
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+waiting=()
+trap 'kill "${waiting[@]}" 2> /dev/null; rm -rf "$scratch"' EXIT
 
 speed() { "$python" benchmarks/cost.py speed --device "$device" --crossq-width 1024 "$@"; }
 batch_4096=(--batch-size 4096 --n-envs 16)
 
 # What compiles goes to PyTorch's cache on disk, several at a time; only then is anything timed, one by one.
-waiting=()
 for algorithm in DiffSAC DiffCrossQ; do
     for k in 4 16; do
         speed --algorithms $algorithm --diffusion-steps $k --compiled-steps $k --rounds 1 --out "$scratch/$algorithm-$k" \

@@ -14,8 +14,10 @@ def missing(what: str, error: ImportError, *extras: str) -> str:
     :param what: needs a package, as the beginning of a sentence in the singular
     :param error: the package's import
     :param extras: of ours that bring it
-    :return: one sentence that says so
+    :return: one sentence that says so, or what else failed in a package that is there
     """
+    if not isinstance(error, ModuleNotFoundError):
+        return f"{what} cannot import what it needs: {error}"
     names = " and ".join(repr(extra) for extra in extras)
     package = (error.name or "").partition(".")[0]
     return f"{what} needs the package {package}: install sb3_diffusion with its extra{'s' * (len(extras) > 1)} {names}"

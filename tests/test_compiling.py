@@ -99,6 +99,10 @@ def test_compiled_training_acts_as_plain_training_and_predict_is_left_alone(monk
     assert n_calls == 40 - models[1].learning_starts
     models[1].predict(np.zeros((5, 3), np.float32))
     assert len(calls) == n_calls and models[1].actor._sampler is None
+    assert step.works and not step.failed
+    # The attribute decides, also when it has changed since.
+    models[0].torch_compile = True
+    models[0].learn(10)
 
 
 def test_where_compiling_fails_a_warning_names_the_reason_and_training_goes_on(

@@ -18,6 +18,7 @@ import pytest
 
 import sb3_diffusion
 from sb3_diffusion import __main__ as console
+from sb3_diffusion.command_line import missing
 
 ROOT = Path(__file__).parents[1]
 
@@ -206,6 +207,14 @@ def test_a_command_says_in_one_sentence_which_extra_it_misses(
     finished = run("-W", "ignore", "-c", code, cwd=tmp_path)
     assert finished.returncode == 1
     assert finished.stderr.strip() == message
+
+
+def test_a_package_that_is_there_and_fails_is_not_called_missing() -> None:
+    assert missing("a picture", ImportError("libGL.so.1: cannot open"), "plots") == (
+        "a picture cannot import what it needs: libGL.so.1: cannot open"
+    )
+    message = "--ray needs the package ray: install sb3_diffusion with its extras 'a' and 'b'"
+    assert missing("--ray", ModuleNotFoundError("No", name="ray.util"), "a", "b") == message
 
 
 def test_the_console_command_names_itself_in_its_usage_and_tells_its_version(

@@ -1,4 +1,4 @@
-"""``torch.compile`` for the functions of a gradient step, with a way back."""
+"""``torch.compile`` for the functions of a training, with a way back."""
 
 import sys
 import threading
@@ -74,8 +74,8 @@ class CompiledOrEager(Generic[Result]):
     The function compiled by ``torch.compile`` at its first call. Where that fails (no C++ compiler, a module that cannot be
     traced, a PyTorch that cannot trace gradients), a warning says why, and the function runs as it is from then on; so it does
     where compiling again for other arguments fails later. Any other error of a later call is the function's own, and its
-    caller's. Copies and pickles compile anew. While the first call compiles, a line on stderr says so: at once if the model,
-    the first argument, is verbose, else after some seconds.
+    caller's. Copies and pickles compile anew. While the first call compiles, a line on stderr says so: at once if
+    the first argument is a verbose model, else after some seconds.
 
     :param function: of a module or class. If it trains, it computes losses *and* their gradients: in one graph the backward
         pass needs none of the masks that it would otherwise store, at a price that leaves nothing of the gain on a CPU. Calls

@@ -163,10 +163,11 @@ class DiffusionOffPolicyAlgorithm(FiniteMixin, SafeOffPolicySaveMixin, Diffusion
         # Functions of the model, not bound to it: a copy of the model must train its own networks.
         self._evaluate_step: Callable[..., Evaluation] = type(self)._evaluate
         self._improve_step: Callable[..., Improvement] = type(self)._improve
+        self._sample_step: Callable[..., th.Tensor] = type(self.actor).sample_actions
         if self.torch_compile:
             self._evaluate_step = CompiledOrEager(self._evaluate_step)
             self._improve_step = CompiledOrEager(self._improve_step)
-            self._sample_step = CompiledOrEager(type(self.actor).sample_actions, "the sampling of actions")
+            self._sample_step = CompiledOrEager(self._sample_step, "the sampling of actions")
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
