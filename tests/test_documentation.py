@@ -34,7 +34,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 MODULES = [path for path in (ROOT / "sb3_diffusion").rglob("*.py")]
 # What pages about clusters and installation use besides
-OTHER_PROGRAMS = {"srun", "sbatch", "ray", "sleep", "scontrol", "git"}
+OTHER_PROGRAMS = {"export", "srun", "sbatch", "ray", "sleep", "scontrol", "git"}
 # Which files say what options a command has; without an entry, the program's own file
 SOURCES = {
     "sb3_diffusion.train": ["rl_zoo3.train"],
