@@ -10,7 +10,7 @@ device=${DEVICE:-cuda}
 card=${CARD:-$("$python" -c "import torch; print(torch.cuda.get_device_name() if '$device' != 'cpu' else 'CPU dry run')")}
 scratch=$(mktemp -d)
 waiting=()
-trap 'kill "${waiting[@]}" 2> /dev/null; rm -rf "$scratch"' EXIT
+trap 'kill "${waiting[@]}" 2> /dev/null || true; rm -rf "$scratch"' EXIT
 
 speed() { "$python" benchmarks/cost.py speed --device "$device" --crossq-width 1024 "$@"; }
 batch_4096=(--batch-size 4096 --n-envs 16)

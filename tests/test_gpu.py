@@ -1,7 +1,10 @@
 """A gradient step waits for the GPU nowhere: by inspection on a CPU, by PyTorch's own alarm where there is a GPU."""
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -212,3 +215,21 @@ def test_a_users_own_buffer_keeps_its_transitions_where_it_likes() -> None:
             return self.device, batch_size
 
     assert transfer.sample_in_one_transfer(OwnBuffer(), 7, None, th.device("cuda")) == ("where it likes", 7)
+
+
+@pytest.mark.parametrize("tests_pass", [True, False])
+def test_the_script_for_a_gpu_compiles_tests_and_then_measures(tests_pass: bool, tmp_path: Path) -> None:
+    """With a program in Python's place that notes how it is called."""
+    stub, calls = tmp_path / "python", tmp_path / "calls"
+    stub.write_text(f'#!/bin/bash\necho "$@" >> {calls}\n[[ "$*" != *pytest* ]] || {"true" if tests_pass else "false"}\n')
+    stub.chmod(0o755)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    settings = {"PYTHON": str(stub), "DEVICE": "cpu", "CARD": "a card", "OUT": "tables", "TMPDIR": str(scratch)}
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
+    finished = subprocess.run(["bash", str(script)], env=os.environ | settings, capture_output=True, text=True)
+    assert (finished.returncode == 0) == tests_pass, finished.stderr
+    assert not list(scratch.iterdir())
+    measured = [call for call in calls.read_text().splitlines() if "--out tables" in call]
+    assert len(measured) == (2 if tests_pass else 0)
+    assert all("--session a card" in call and "--device cpu" in call for call in measured)
