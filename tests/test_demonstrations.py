@@ -1,13 +1,13 @@
 """Demonstrations: where they come from, what a row is, and what does not fit a model."""
 
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import h5py
-import minari
 import numpy as np
 import pytest
 import torch as th
@@ -21,6 +21,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.demonstrations import Demonstrations
 from sb3_diffusion.demonstrations import columns as columns_module
+
+minari = pytest.importorskip("minari")  # Minari 0.5.4 needs Python 3.11
 
 LOW, HIGH = np.array([-3.0, 0.0]), np.array([5.0, 0.5])
 
@@ -533,3 +535,9 @@ def test_images_below_a_vec_normalize_are_checked_as_the_environment_gives_them(
     demonstrations = Demonstrations.from_policy(model, env, 1, seed=0)
     assert demonstrations.observations.dtype == np.uint8
     demonstrations.check(model)
+
+
+def test_without_minari_the_extra_and_the_python_that_it_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(ImportError, match=r"needs the package minari: .* extra 'demonstrations' \(Python 3.11 or newer\)"):
+        Demonstrations.from_minari("any/data-v0")

@@ -24,7 +24,8 @@ def _import_minari() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise ImportError(missing("a Minari data set", error, "demonstrations"), name=error.name) from error
+        message = missing("a Minari data set", error, "demonstrations")
+        raise ImportError(f"{message} (Python 3.11 or newer)", name=error.name) from error
     return minari
 
 
