@@ -1,4 +1,4 @@
-"""Learning rates and temperatures that fall, for files that cannot hold functions."""
+"""Learning rates, temperatures and pulls that fall, for files that cannot hold functions."""
 
 from typing import Any
 
@@ -20,7 +20,8 @@ class Annealing(BaseCallback):
 
     Our algorithms take such a function as ``ent_coef`` themselves; this is for files, and for SB3's SAC, which takes a number.
 
-    :param what: ``"learning_rate"``, or ``"ent_coef"`` of SAC, of its relatives (which must have a number there) or of DiffPPO
+    :param what: ``"learning_rate"``; ``"ent_coef"`` of SAC, of its relatives (which must have a number there) or of DiffPPO; or
+        ``"reference_kl_coef"`` of the pull that a :class:`~sb3_diffusion.demonstrations.PretrainCallback` before this one has set
     :param first: at the start, at least 0
     :param last: at the end, at least 0; above 0 if ``geometric``
     :param begin: share of the training, 0 … 1
@@ -33,7 +34,7 @@ class Annealing(BaseCallback):
         self, what: str, first: float, last: float, begin: float = 0.0, end: float = 1.0, geometric: bool = False
     ) -> None:
         super().__init__()
-        check_choice("what", what, ("learning_rate", "ent_coef"))
+        check_choice("what", what, ("learning_rate", "ent_coef", "reference_kl_coef"))
         check_number("first", first, 0, exclusive=geometric)
         check_number("last", last, 0, exclusive=geometric)
         check_number("begin", begin, 0, 1)
@@ -58,12 +59,26 @@ class Annealing(BaseCallback):
         model: Any = self.model
         if self.what == "learning_rate":
             model.learning_rate, model.lr_schedule = self.value, FloatSchedule(self.value)
+        elif self.what == "reference_kl_coef":
+            if getattr(model, "reference_actor", None) is None:
+                raise ValueError(
+                    f"what='reference_kl_coef': this {type(model).__name__} has no pull to a reference; set one before, by "
+                    "PretrainCallback(reference_kl_coef=…) or model.set_reference"
+                )
+            self._pull()
         elif isinstance(model, DiffPPO):
             model._ent_coef_schedule = FloatSchedule(self.value)
 
+    def _pull(self) -> None:
+        model: Any = self.model
+        # A number, which a saved model keeps; the algorithm updates its progress only after this callback.
+        model.reference_kl_coef = self.value(1 - model.num_timesteps / model._total_timesteps)
+
     def _on_step(self) -> bool:
         model: Any = self.model
-        if self.what == "ent_coef" and not isinstance(model, DiffPPO):
+        if self.what == "reference_kl_coef":
+            self._pull()
+        elif self.what == "ent_coef" and not isinstance(model, DiffPPO):
             # The algorithm updates its progress only after this callback.
             model.ent_coef_tensor.fill_(self.value(1 - self.num_timesteps / model._total_timesteps))
         return True
