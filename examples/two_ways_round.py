@@ -10,7 +10,8 @@ behind it).
    (``model.pretrain``) and the squashed Gaussian of Stable-Baselines3's SAC.
 3. Both are fine-tuned with the reward of arriving, half of each batch being demonstrations (DemonstrationReplayBuffer); the
    critics first learn from demonstrations alone. DiffSAC is pulled to its imitator the while (``model.set_reference``).
-4. The way that a policy has come to prefer is blocked, which it cannot see, and it learns on from new experience alone.
+4. The way that a policy has come to prefer is blocked, which it cannot see, and it learns on from new experience alone. DiffSAC
+   is pulled to what it was before, less and less: without that one seed of five unlearned both ways.
 
 Leaves in --out, for each algorithm and seed, a JSON file (success, share of the episodes that pass on the left, steps to the
 goal at each stage and along the fine-tuning) and the trajectories, and besides two_ways_round.csv, .json and .png. A
@@ -180,6 +181,10 @@ def falling(progress_remaining: float) -> float:
     return LEARNING_RATE * progress_remaining
 
 
+def falling_pull(progress_remaining: float) -> float:
+    return KL_COEF * progress_remaining
+
+
 def imitate_with_diffusion(
     model: DiffSAC, demonstrations: Demonstrations, n_epochs: int, critic_steps: int, seed: int
 ) -> None:
@@ -277,12 +282,13 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     # The way that it has come to prefer
     blocked = "left" if stages["fine-tuned"].summary()["left"] >= 0.5 else "right"
     stages["blocked"] = roll_out(model, n_episodes, blocked)
-    # Old experience and demonstrations go through what is a wall now, and so would the imitator.
+    # Old experience and demonstrations go through what is a wall now.
     buffer: Any = model.replay_buffer
     buffer.reset()
     buffer.share = 0.0
     if isinstance(model, DiffSAC):
-        model.set_reference(None)
+        # Both ways are kept until the critics know the wall.
+        model.set_reference(falling_pull)
     model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked=blocked)))
     callback = Curve(f"{run}, {blocked} blocked", max(1, options["adaptation"] // 8), n_episodes // 2, blocked)
     model.learn(options["adaptation"], callback=callback)

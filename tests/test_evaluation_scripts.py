@@ -15,6 +15,7 @@ import rl_zoo3
 import torch as th
 import yaml
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 
@@ -150,6 +151,25 @@ def test_temperature_and_learning_rate_of_every_algorithm_can_be_annealed(algori
         assert model.ent_coef_tensor.item() == pytest.approx(0.1)
     (group,) = (model.policy if algorithm == "DiffPPO" else model.actor).optimizer.param_groups
     assert group["lr"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["DiffSAC", "DiffWPO", "DiffPPO"])
+def test_the_pull_to_a_reference_can_be_annealed(algorithm: str, tmp_path: Path) -> None:
+    model = build(algorithm, "Pendulum-v1")
+    model.set_reference(0.5)
+    seen = []
+    by_step = ConvertCallback(lambda *_: seen.append((model.num_timesteps, model.reference_kl_coef)) is None)
+    model.learn(64, callback=[Annealing("reference_kl_coef", 0.5, 0.1), by_step])
+    assert seen[-1] == (64, pytest.approx(0.1)) and len(seen) > 1
+    assert [value for _, value in seen] == pytest.approx([0.5 - 0.4 * steps / 64 for steps, _ in seen])
+    model.save(tmp_path / "model.zip")
+    assert type(model).load(tmp_path / "model.zip").reference_kl_coef == pytest.approx(0.1)
+
+
+def test_annealing_refuses_a_model_without_a_pull() -> None:
+    message = r"what='reference_kl_coef': this DiffSAC has no pull to a reference; set one before, by PretrainCallback"
+    with pytest.raises(ValueError, match=message):
+        build("DiffSAC", "Pendulum-v1").learn(4, callback=Annealing("reference_kl_coef", 0.5, 0.1))
 
 
 @pytest.mark.parametrize(
