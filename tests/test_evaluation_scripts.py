@@ -64,8 +64,9 @@ def test_every_campaign_can_be_started(file: Path, tmp_path: Path, monkeypatch: 
     register()
     if "half-good/" in file.read_text():
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-        demonstrations = Demonstrations.from_policy(lambda observation: np.zeros(6), "HalfCheetah-v5", 1, seed=0)
-        demonstrations.to_minari("half-good/halfcheetah-v5")
+        for env_id in ("HalfCheetah-v5", "Walker2d-v5"):
+            demonstrations = Demonstrations.from_policy(lambda observation: np.zeros(6), env_id, 1, seed=0)
+            demonstrations.to_minari(f"half-good/{env_id.lower()}")
     content = yaml.safe_load(file.read_text())
     algorithms = {(content.get("default", {}) | variant)["algo"] for variant in content["variants"].values()}
     if unknown := algorithms - rl_zoo3.ALGOS.keys():
