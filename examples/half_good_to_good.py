@@ -8,9 +8,9 @@ Demonstrations of a half-good agent, for a policy that imitates it and gets bett
     python -m sb3_diffusion.report half_good/campaign
 
 The first two train sb3-contrib's CrossQ on --env until its episodes are worth --target, half of what Stable-Baselines3's SAC
-reaches in 100 000 steps, and leave --episodes of them as a local Minari data set in --out; some minutes of a core each. Walker2d's
-seed is that of an agent with a regular gait (return 400 ± 40; seeds 1000 and 1001 gave 365 ± 117 and 484 ± 257). The campaign
-compares, at equal environment steps:
+reaches in 100 000 steps, and leave --episodes of them as a local Minari data set in --out; some minutes of a core each.
+Walker2d's seed is that of an agent with a regular gait (return 400 ± 40; seeds 1000 and 1001 gave 365 ± 117 and 484 ± 257).
+The campaign compares, at equal environment steps:
 
 * ``pretrained``: DiffCrossQ imitates the episodes before its first step, its critics learn from them, and then half of each
   batch comes from them

@@ -10,8 +10,8 @@ behind it).
    (``model.pretrain``) and the squashed Gaussian of Stable-Baselines3's SAC.
 3. Both are fine-tuned with the reward of arriving, half of each batch being demonstrations (DemonstrationReplayBuffer); the
    critics first learn from demonstrations alone. DiffSAC is pulled to its imitator the while (``model.set_reference``).
-4. The way that a policy has come to prefer is blocked, which it cannot see, and it learns on from new experience alone. DiffSAC
-   is pulled to what it was before, less and less: without that one seed of five unlearned both ways.
+4. The way that a policy has come to prefer is blocked, which it cannot see, and it learns on from new experience alone.
+   DiffSAC is pulled to what it was before, less and less: without that one seed of five unlearned both ways.
 
 Leaves in --out, for each algorithm and seed, a JSON file (success, share of the episodes that pass on the left, steps to the
 goal at each stage and along the fine-tuning) and the trajectories, and besides two_ways_round.csv, .json and .png. A

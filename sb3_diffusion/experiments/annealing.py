@@ -20,8 +20,8 @@ class Annealing(BaseCallback):
 
     Our algorithms take such a function as ``ent_coef`` themselves; this is for files, and for SB3's SAC, which takes a number.
 
-    :param what: ``"learning_rate"``; ``"ent_coef"`` of SAC, of its relatives (which must have a number there) or of DiffPPO; or
-        ``"reference_kl_coef"`` of the pull that a :class:`~sb3_diffusion.demonstrations.PretrainCallback` before this one has set
+    :param what: ``"learning_rate"``; ``"ent_coef"`` of SAC, of its relatives (which must have a number there) or of DiffPPO;
+        ``"reference_kl_coef"`` of the pull that a ``PretrainCallback`` before this one, or ``set_reference``, has set
     :param first: at the start, at least 0
     :param last: at the end, at least 0; above 0 if ``geometric``
     :param begin: share of the training, 0 … 1
