@@ -48,6 +48,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.nn import functional as F
 
@@ -176,12 +177,9 @@ class NormalizedReLU(nn.Module):
         return F.relu(F.layer_norm(values, values.shape[-1:]))
 
 
-def falling(progress_remaining: float) -> float:
-    return LEARNING_RATE * progress_remaining
-
-
-def falling_pull(progress_remaining: float) -> float:
-    return KL_COEF * progress_remaining
+def falling(initial: float) -> Schedule:
+    """From a number to 0 along the training."""
+    return lambda progress_remaining: initial * progress_remaining
 
 
 def imitate_with_diffusion(
@@ -255,7 +253,7 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     model = ALGORITHMS[name](
         "MultiInputPolicy",
         make_vec_env(ENV_ID, seed=seed),
-        learning_rate=falling,
+        learning_rate=falling(LEARNING_RATE),
         seed=seed,
         device="cpu",
         buffer_size=options["steps"] + 1,
@@ -287,7 +285,7 @@ def train(name: str, seed: int, options: dict[str, Any], out: Path) -> dict[str,
     buffer.share = 0.0
     if isinstance(model, DiffSAC):
         # Both ways are kept until the critics know the wall.
-        model.set_reference(falling_pull)
+        model.set_reference(falling(KL_COEF))
     model.set_env(make_vec_env(ENV_ID, seed=seed, env_kwargs=dict(blocked=blocked)))
     callback = Curve(f"{run}, {blocked} blocked", max(1, options["adaptation"] // 8), n_episodes // 2, blocked)
     model.learn(options["adaptation"], callback=callback)

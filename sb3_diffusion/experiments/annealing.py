@@ -65,20 +65,18 @@ class Annealing(BaseCallback):
                     f"what='reference_kl_coef': this {type(model).__name__} has no pull to a reference; set one before, by "
                     "PretrainCallback(reference_kl_coef=…) or model.set_reference"
                 )
-            self._pull()
+            model.reference_kl_coef = self._value_now()  # a number, which a saved model keeps
         elif isinstance(model, DiffPPO):
             model._ent_coef_schedule = FloatSchedule(self.value)
 
-    def _pull(self) -> None:
-        model: Any = self.model
-        # A number, which a saved model keeps; the algorithm updates its progress only after this callback.
-        model.reference_kl_coef = self.value(1 - model.num_timesteps / model._total_timesteps)
+    def _value_now(self) -> float:
+        # The algorithm updates its progress only after this callback.
+        return self.value(1 - self.model.num_timesteps / self.model._total_timesteps)
 
     def _on_step(self) -> bool:
         model: Any = self.model
         if self.what == "reference_kl_coef":
-            self._pull()
+            model.reference_kl_coef = self._value_now()
         elif self.what == "ent_coef" and not isinstance(model, DiffPPO):
-            # The algorithm updates its progress only after this callback.
-            model.ent_coef_tensor.fill_(self.value(1 - self.num_timesteps / model._total_timesteps))
+            model.ent_coef_tensor.fill_(self._value_now())
         return True
