@@ -113,8 +113,12 @@ def test_where_compiling_fails_a_warning_names_the_reason_and_training_goes_on(
 
     plain = make_model().learn(20)
     monkeypatch.setattr(th, "compile", fail)
-    with pytest.warns(UserWarning, match=r"torch_compile=True.*no working C\+\+ compiler"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
         model = make_model(torch_compile=True).learn(20)
+    # Once, although sampling and several parts of the gradient step fail alike.
+    said = [str(warning.message) for warning in caught if "torch_compile=True" in str(warning.message)]
+    assert len(said) == 1 and "no working C++ compiler" in said[0]
     for ours, theirs in zip(model.policy.parameters(), plain.policy.parameters(), strict=True):
         assert th.equal(ours, theirs)
 

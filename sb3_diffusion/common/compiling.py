@@ -113,9 +113,10 @@ class CompiledOrEager(Generic[Result]):
                     raise
                 self.failed = True
                 reason = str(error).strip().splitlines()
+                # From here, not from the caller: what fails for all functions alike is said once.
                 warnings.warn(
                     f"torch_compile=True: compiling failed, training goes on without ({type(error).__name__}: {reason[:1]})",
-                    stacklevel=2,
+                    stacklevel=1,
                 )
         return self.function(*args)
 
