@@ -53,6 +53,7 @@ import sb3_diffusion.common.critics.twin as twin_module
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffusionSACPolicy, DiffWPO
 from sb3_diffusion.common.off_policy import DiffusionOffPolicyAlgorithm
 from sb3_diffusion.envs import AugmentedMDP
+from sb3_diffusion.evaluation.style import COLORS, DPI, bare
 from sb3_diffusion.experiments.provenance import processor, provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -379,14 +380,20 @@ def memory(args: argparse.Namespace) -> Iterator[Row]:
         for name, algorithm in (("DiffSAC", DiffSAC), ("full chain", SAC)):
             curves[name].append(peak_megabytes(memory_model(algorithm, steps)))
             yield {"round": 1, "subject": f"{name}, K = {steps}", "peak_mb": curves[name][-1]}
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for (name, values), marker in zip(curves.items(), ("o-", "s--"), strict=True):
-        axes.plot(args.diffusion_steps, values, marker, label=name)
-    axes.set(xlabel="diffusion steps K", ylabel="peak memory of a gradient step [MB]", ylim=(0, None))
-    axes.legend()
     args.out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out / "memory.png", dpi=150)
+    memory_picture(args.diffusion_steps, curves).savefig(args.out / "memory.png")
+
+
+def memory_picture(diffusion_steps: list[int], curves: dict[str, list[float]]) -> Figure:
+    """:param curves: two, by name, of MB for each K"""
+    figure = Figure(figsize=(5.5, 3.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for (name, values), marker, color in zip(curves.items(), ("o-", "s--"), COLORS, strict=False):
+        axes.plot(diffusion_steps, values, marker, color=color, label=name)
+    axes.set(xlabel="diffusion steps K", ylabel="peak memory of a gradient step, MB", ylim=(0, None))
+    axes.legend(frameon=False)
+    bare(axes)
+    return figure
 
 
 # ------------------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def actor_gradients(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="HalfCheetah-v5", help="with vector observations")
+    parser.add_argument("--env", default="HalfCheetah-v5", help="with vector observations (%(default)s)")
     parser.add_argument("--steps", type=int, default=8_000, help="environment steps before the measurement (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     parser.add_argument("--diffusion-steps", type=int, default=4, help="K (%(default)s)")

@@ -40,6 +40,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "2-D, near": dict(bench_seed=2, action_dim=2, separation=3.0, temperature=0.1),
     "2-D, far": dict(bench_seed=3, action_dim=2, separation=6.0, temperature=0.1),
     "3-D, near": dict(bench_seed=4, action_dim=3, n_modes=(1, 2, 4), separation=3.0, temperature=0.1),
+    "2-D, near, flat": dict(bench_seed=2, action_dim=2, separation=3.0, temperature=0.25),
+    "2-D, far, flat": dict(bench_seed=3, action_dim=2, separation=6.0, temperature=0.25),
+    "3-D, near, flat": dict(bench_seed=4, action_dim=3, n_modes=(1, 2, 4), separation=3.0, temperature=0.25),
 }
 COSINE = dict(diffusion_steps=16, latent_frequencies=4, noise_schedule="cosine")
 # The first temperature in units of the last one, and what the policy has
@@ -144,12 +147,12 @@ def picture(campaign: Path, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the table, continued where it is there; or the picture")
-    parser.add_argument("--picture", type=Path, metavar="FOLDER", help="the campaign's --out")
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="in the first half")
+    parser.add_argument("--picture", type=Path, metavar="FOLDER", help="the campaign's --out (none: the table)")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="some of them (all)")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="some of them (all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="one run each (%(default)s)")
+    parser.add_argument("--updates", type=int, default=3000, help="gradient steps of a run (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="in the first half (%(default)s)")
     args = parser.parse_args()
     if args.picture is not None:
         return picture(args.picture, args.out)

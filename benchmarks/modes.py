@@ -5,8 +5,8 @@ Pictures of what the policies of a campaign do where several actions are equally
     python benchmarks/modes.py logs/campaigns/bandit --out benchmarks/results/bandit
 
 BimodalBandit: sampled actions against the exact density at τ = 0.1; TurningDoubleWell: sampled turns in each heading, against
-the optimal density at the temperature of the first variant; MultiGoal2D: trajectories from the origin. Writes <out>.png, or
-<out>_<environment>.png where the campaign has several of these environments.
+the optimal density at the temperature with which each run ended; MultiGoal2D: trajectories from the origin. Writes
+<out>.png, or <out>_<environment>.png where the campaign has several of these environments.
 """
 
 import argparse
@@ -29,21 +29,21 @@ from sb3_diffusion.zoo import register
 Models = Mapping[str, BaseAlgorithm]
 
 
-def bandit(models: Models, temperature: float) -> Figure:
+def bandit(models: Models, temperatures: Mapping[str, float]) -> Figure:
     observation = np.zeros(1, dtype=np.float32)
     samples = {name: sample_actions(model, observation, 4000) for name, model in models.items()}
     return plot_density(samples, BimodalBandit().reward, BANDIT_TEMPERATURE)
 
 
-def turning(models: Models, temperature: float) -> Figure:
-    return plot_turns({name: turn_mass(model, 2000).actions for name, model in models.items()}, temperature)
+def turning(models: Models, temperatures: Mapping[str, float]) -> Figure:
+    return plot_turns({name: turn_mass(model, 2000).actions for name, model in models.items()}, temperatures)
 
 
-def goals(models: Models, temperature: float) -> Figure:
+def goals(models: Models, temperatures: Mapping[str, float]) -> Figure:
     return plot_goals({name: goal_coverage(model, 200).trajectories for name, model in models.items()}, n_shown=200)
 
 
-PICTURES: dict[str, Callable[[Models, float], Figure]] = {
+PICTURES: dict[str, Callable[[Models, Mapping[str, float]], Figure]] = {
     "BimodalBandit-v0": bandit,
     "TurningDoubleWell-v0": turning,
     "MultiGoal2D-v0": goals,
@@ -77,12 +77,13 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for environment in drawn:
         rows = table[table["environment"] == environment]
-        models = load(args.campaign, environment, int(rows["seed"].min()))
+        rows = rows[rows["seed"] == rows["seed"].min()]
+        models = load(args.campaign, environment, int(rows["seed"].iloc[0]))
         if not models:
-            print(f"{environment}: no finished run of seed {rows['seed'].min()}")
+            print(f"{environment}: no finished run of seed {rows['seed'].iloc[0]}")
             continue
-        temperature = rows["ent_coef"].iloc[-1] if "ent_coef" in rows else np.nan
-        figure = PICTURES[environment](models, float(temperature) if temperature > 0 else BANDIT_TEMPERATURE)
+        last = rows.groupby("variant")["ent_coef"].last() if "ent_coef" in rows else {}
+        figure = PICTURES[environment](models, {readable(name): float(tau) for name, tau in last.items() if tau > 0})
         path = args.out.with_name(f"{args.out.name}{f'_{environment}' if len(drawn) > 1 else ''}.png")
         figure.savefig(path)
         print(path)

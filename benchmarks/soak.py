@@ -91,7 +91,7 @@ def main() -> int:
     """Train and judge."""
     names = sorted(algorithm.__name__ for algorithm in ALGORITHMS.values())
     parser = argparse.ArgumentParser(description="Does memory, do file handles or speed drift in a long training?")
-    parser.add_argument("algorithm", choices=names)
+    parser.add_argument("algorithm", choices=names, help="trained with small networks on a fast task")
     parser.add_argument("--steps", type=int, default=300_000, help="environment steps (default: %(default)s)")
     parser.add_argument("--record", action="store_true", help=f"into {RESULTS.name}")
     arguments = parser.parse_args()

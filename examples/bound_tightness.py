@@ -34,6 +34,7 @@ from torch import nn
 
 from sb3_diffusion.common import DiffusionActor
 from sb3_diffusion.evaluation import BoundTightness, bound_tightness, log_partition
+from sb3_diffusion.evaluation.style import COLORS, DPI, WIDTH, bare
 
 SEEDS = (0, 1, 2)
 DIFFUSION_STEPS = (1, 2, 4, 8, 16)
@@ -172,15 +173,16 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             key = (row["state_dependent_readout"], row["learn_variance"], row["schedule"], column)
             steps, value = row["diffusion_steps"], row[column]
             curves.setdefault(key, {}).setdefault(steps, []).append(value)
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    figure = Figure(figsize=(WIDTH, 6.5), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for (readout, variance, schedule, column), by_steps in curves.items():
         panel, bound = panels[int(readout), int(variance)], column == "path_divergence"
+        number = list(SCHEDULES).index(schedule)
         panel.plot(
             list(by_steps),
             [np.mean(values) for values in by_steps.values()],
-            "o-" if bound else "s--",
-            color=f"C{list(SCHEDULES).index(schedule)}",
+            f"{'os^'[number]}{'-' if bound else '--'}",
+            color=COLORS[number],
             markersize=4,
             label=f"{schedule}, {'bound' if bound else 'exact'}",
         )
@@ -188,14 +190,17 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(by_steps), [str(steps) for steps in by_steps])
     for panel in panels.flat:
-        panel.grid(alpha=0.3)
-        panel.set_ylim(bottom=0)
+        bare(panel)
+        panel.set_yscale("log")
+        panel.set_yticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+        panel.minorticks_off()
     for panel in panels[1]:
         panel.set_xlabel("diffusion steps K")
     for panel in panels[:, 0]:
-        panel.set_ylabel("divergence from the optimal policy, nats")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=120)
+        panel.set_ylabel("divergence, nats")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path)
 
 
 def main() -> None:

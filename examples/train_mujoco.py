@@ -1,11 +1,11 @@
 """
 Train DiffCrossQ on a MuJoCo environment and leave, in the folder ``--out``, what shows the result:
 
-* ``model.zip``: the agent; ``DiffCrossQ.load`` reads it
+* ``model.zip``: the agent, as it was at its best evaluation; ``DiffCrossQ.load`` reads it
 * ``evaluations.csv``: return of the deterministic policy during training
 * ``learning_curve.png``: the same as a picture, beside the returns of random actions and of none, and where it was recorded
-  (``recorded_sac.csv``: HalfCheetah-v5, Hopper-v5) beside SB3's SAC
-* ``agent.gif``: the trained agent at work, where the machine can render
+  (``recorded_sac.csv``: HalfCheetah-v5, Hopper-v5) beside SB3's SAC, which is shown for three times as many steps
+* ``agent.gif``: that agent at work, where the machine can render
 * ``two_modes.png``: what no Gaussian can do, from two trainings in a second process (two_modes.py)
 
 The files appear together at the end: a run that fails or is interrupted leaves those of an earlier run as they are.
@@ -41,7 +41,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_diffusion import DiffCrossQ, DiffSAC
 from sb3_diffusion.common.saving import replacing
-from sb3_diffusion.evaluation.style import BLUE, DPI, GREEN, GREY, VERMILLION, bare
+from sb3_diffusion.evaluation.style import BLACK, BLUE, DPI, GREEN, GREY, VERMILLION, bare
 
 EVALUATIONS = 10
 EVALUATION_EPISODES = 5
@@ -50,6 +50,9 @@ WARM_UP_STEPS = 1_000
 NET_ARCH = [256, 256]
 GIF_FRAMES = 120
 GIF_WIDTH = 320
+MINUTES_OF_10_000_STEPS = 4.5
+# How many times as many steps of SAC are drawn: at first there is little to see of it.
+SAC_SHOWN = 3
 HIGHEST_INTEGER = 2**31 - 1
 # SB3's SAC with its defaults (256 x 256, 3e-4). HalfCheetah-v5: sac-early-start in benchmarks/results/paces.csv, whose warm-up
 # is as long as here; Hopper-v5: sac in learning.csv, 10 000 steps of warm-up
@@ -58,16 +61,18 @@ RECORDED = Path(__file__).with_name("recorded_sac.csv")
 
 class Evaluation(BaseCallback):
     """
-    Evaluates the deterministic policy ten times, the last time when training ends.
+    Evaluates the deterministic policy ten times, the last time when training ends, and saves the best model.
 
     :param env: evaluation environments
     :param every: training steps between evaluations
+    :param path: of the best model
     """
 
-    def __init__(self, env: VecEnv, every: int):
+    def __init__(self, env: VecEnv, every: int, path: Path):
         super().__init__()
         self.env = env
         self.every = every
+        self.path = path
         self.steps: list[int] = []
         self.returns: list[list[float]] = []
 
@@ -75,6 +80,13 @@ class Evaluation(BaseCallback):
         returns, _ = evaluate_policy(self.model, self.env, EVALUATION_EPISODES, return_episode_rewards=True)
         self.steps.append(self.num_timesteps)
         self.returns.append(list(returns))  # type: ignore[arg-type]
+        if self.best == len(self.steps) - 1:
+            self.model.save(self.path)
+
+    @property
+    def best(self) -> int:
+        """:return: index of the best evaluation, of several the first"""
+        return int(np.mean(self.returns, axis=1).argmax())
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.every == 0 and len(self.steps) < EVALUATIONS - 1:
@@ -150,12 +162,15 @@ def draw_learning_curve(path: Path, evaluation: Evaluation, untrained: dict[str,
     axes = figure.subplots()
     axes.fill_between(evaluation.steps, returns.min(1), returns.max(1), color=BLUE, alpha=0.2, linewidth=0)
     axes.plot(evaluation.steps, returns.mean(1), color=BLUE, marker="o", label="DiffCrossQ, deterministic")
+    best = evaluation.best
+    axes.plot(evaluation.steps[best], returns[best].mean(), color=BLACK, marker="*", markersize=10, linestyle="", label="kept")
     sac = recorded_sac(env_id)
-    if sac is not None and (shown := sac.steps <= last).any():
+    if sac is not None and (shown := sac.steps <= SAC_SHOWN * last).any():
         steps = sac.steps[shown]
         axes.fill_between(steps, sac.low[shown], sac.high[shown], color=VERMILLION, alpha=0.2, linewidth=0)
         label = f"SB3's SAC, recorded ({sac.n_seeds} seeds)"
         axes.plot(steps, sac.mean[shown], color=VERMILLION, marker="s", linestyle="--", label=label)
+        last = max(last, steps[-1])
     for (name, value), color, line in zip(untrained.items(), (GREY, GREEN), ("--", ":"), strict=True):
         axes.axhline(value, color=color, linestyle=line, label=name)
     axes.set(title=env_id, xlabel="environment steps", ylabel="return of an episode", xlim=(0, 1.03 * last))
@@ -240,16 +255,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Train, evaluate, draw, record."""
-    arguments = parse_arguments()
-    th.set_num_threads(1)  # small networks gain little from more, and lose a lot where other programs run
     # Each of MuJoCo's warnings once: it repeats some for every environment that is made.
     mujoco.set_mju_user_warning(cache(lambda message: print(f"MuJoCo: {message}", file=sys.stderr)))
+    arguments = parse_arguments()
+    th.set_num_threads(1)  # small networks gain little from more, and lose a lot where other programs run
     kinds = {"random actions": True, "no action (zero)": False}
     untrained = {
         name: float(np.mean(untrained_returns(arguments.env, arguments.seed, random))) for name, random in kinds.items()
     }
     told = ", ".join(f"{name} {value:.1f}" for name, value in untrained.items())
+    minutes = max(1, round(MINUTES_OF_10_000_STEPS * arguments.steps / 10_000))
     print(f"{arguments.env}, return without training: {told}")
+    print(f"training for {arguments.steps} steps, about {minutes} min on two free cores", flush=True)
 
     # In a process of its own, on the other core
     picture = multiprocessing.get_context("spawn").Process(target=draw_two_modes, args=(arguments.seed, str(arguments.out)))
@@ -262,19 +279,17 @@ def main() -> None:
         seed=arguments.seed,
         device="cpu",
     )
-    evaluation_envs = make_vec_env(arguments.env, n_envs=EVALUATION_EPISODES, seed=arguments.seed + 1_000)
-    evaluation = Evaluation(evaluation_envs, every=arguments.steps // EVALUATIONS)
-    model.learn(arguments.steps, callback=evaluation, progress_bar=True)
-    evaluation_envs.close()
-
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=arguments.out) as folder:
         unfinished = Path(folder)
-        model.save(unfinished / "model.zip")
+        evaluation_envs = make_vec_env(arguments.env, n_envs=EVALUATION_EPISODES, seed=arguments.seed + 1_000)
+        evaluation = Evaluation(evaluation_envs, arguments.steps // EVALUATIONS, unfinished / "model.zip")
+        model.learn(arguments.steps, callback=evaluation, progress_bar=True)
+        evaluation_envs.close()
         write_csv(unfinished / "evaluations.csv", evaluation)
         draw_learning_curve(unfinished / "learning_curve.png", evaluation, untrained, arguments.env)
         gif = unfinished / "agent.gif"
         try:
-            record_gif(gif, model, arguments.env, arguments.seed)
+            record_gif(gif, DiffCrossQ.load(evaluation.path, device="cpu"), arguments.env, arguments.seed)
         except Exception as error:  # each rendering library fails in its own way, and none of them should cost the result
             print(f"No GIF: {why_no_picture(arguments.env, error)}")
             gif.unlink(missing_ok=True)
@@ -287,8 +302,11 @@ def main() -> None:
     if picture.exitcode != 0:
         sys.exit(f"two_modes.png could not be drawn (exit code {picture.exitcode})")
     print(f"wrote {arguments.out / 'two_modes.png'}")
-    trained_return = np.mean(evaluation.returns[-1])
-    print(f"{arguments.env} after {arguments.steps} steps: DiffCrossQ {trained_return:.1f}, {told}")
+    best, last = np.mean(evaluation.returns, axis=1)[[evaluation.best, -1]]
+    print(
+        f"{arguments.env} after {arguments.steps} steps: DiffCrossQ {last:.1f}, {told}; "
+        f"kept: the best of {EVALUATIONS} evaluations, {best:.1f} after {evaluation.steps[evaluation.best]} steps"
+    )
 
 
 if __name__ == "__main__":

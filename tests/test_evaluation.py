@@ -128,6 +128,8 @@ def test_numbers_out_of_range_are_refused_by_name(sac_on_turns: SAC) -> None:
             normalised_entropy(counts)
     with pytest.raises(ValueError, match=r"actions\['SAC'\] has shape \(7, 5\); allowed: \(8, n\)"):
         plot_turns({"SAC": np.zeros((7, 5))}, 0.1)
+    with pytest.raises(ValueError, match=r"temperature has 'sac', which actions lacks; it has \['SAC'\]"):
+        plot_turns({"SAC": np.zeros((8, 5))}, {"sac": 0.1})
     with pytest.raises(ValueError, match=r"trajectories\['SAC'\] has shape \(7, 2\); allowed: \(n, steps, 2\)"):
         plot_goals({"SAC": np.zeros((7, 2))})
 
@@ -302,8 +304,8 @@ def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> No
     grid, curve = figure.axes[1].lines[0].get_data()
     assert curve == pytest.approx(boltzmann_density(BANDIT, 0.1, np.asarray(grid)))
     turns = plot_turns({name: np.resize(actions, (8, 500)) for name, actions in samples.items()}, 0.1)
-    assert [axes.get_title() for axes in turns.axes] == ["DiffSAC", "SAC"]
-    assert [text.get_text() for text in turns.legends[0].get_texts()] == ["sampled turns", "exact, exp(r / 0.1) / Z"]
+    assert [axes.get_title() for axes in turns.axes] == ["DiffSAC\nτ = 0.1", "SAC\nτ = 0.1"]
+    assert [text.get_text() for text in turns.legends[0].get_texts()] == ["sampled turns", "exact, exp(r / τ) / Z"]
     degrees, height = turns.axes[1].lines[3].get_data()
     exact = boltzmann_density(TurningDoubleWell.reward, 0.1, np.asarray(degrees) / 90)
     assert height == pytest.approx(3 + 0.9 * exact / exact.max())
@@ -313,6 +315,13 @@ def test_pictures_show_every_policy_beside_the_exact_curve(tmp_path: Path) -> No
     spike = plot_turns({"DiffPPO": np.full((8, 60), 0.51)}, 0.1)
     assert spike.legends[0].get_texts()[0].get_text() == "sampled turns, peaks cut"
     assert max(spike.axes[0].patches[7].get_data().values) == 7 + 3
+    each = plot_turns({name: np.zeros((8, 60)) for name in ("PPO", "DiffPPO", "SAC")}, {"DiffPPO": 0.05, "SAC": 0.1})
+    assert [axes.get_title() for axes in each.axes] == ["PPO\nno temperature", "DiffPPO\nτ = 0.05", "SAC\nτ = 0.1"]
+    assert not each.axes[0].lines
+    for axes, tau in ((each.axes[1], 0.05), (each.axes[2], 0.1)):
+        degrees, height = axes.lines[0].get_data()
+        densities = {t: boltzmann_density(TurningDoubleWell.reward, t, np.asarray(degrees) / 90) for t in (tau, 0.05)}
+        assert height == pytest.approx(0.9 * densities[tau] / densities[0.05].max())  # one scale for all
     walks = np.random.default_rng(0).normal(size=(80, 31, 2)).cumsum(axis=1)
     goals = plot_goals({name: walks for name in "abcde"}, n_shown=7)
     titled = [axes for axes in goals.axes if axes.get_title()]

@@ -117,7 +117,10 @@ def test_the_demo_leaves_model_evaluations_curve_and_gif(tmp_path: Path) -> None
     with (tmp_path / "results" / "evaluations.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["timesteps"]) for row in rows] == list(range(15, 151, 15))
-    assert sb3_diffusion.DiffCrossQ.load(tmp_path / "results" / "model.zip").num_timesteps == 150
+    returns = [float(row["mean_return"]) for row in rows]
+    best = 15 * (1 + returns.index(max(returns)))
+    assert sb3_diffusion.DiffCrossQ.load(tmp_path / "results" / "model.zip").num_timesteps == best
+    assert f"{max(returns):.1f} after {best} steps" in finished.stdout
     assert re.search(r"DiffCrossQ -?[\d.]+, random actions -?[\d.]+, no action \(zero\) -?[\d.]+", finished.stdout)
 
 
@@ -132,16 +135,18 @@ def test_the_demo_draws_the_recorded_sac_where_there_is_one(monkeypatch: pytest.
     assert sac.n_seeds == len(last) == 3 and sac.steps.tolist() == list(range(10_000, 100_001, 10_000))
     assert (sac.mean[-1], sac.low[-1], sac.high[-1]) == pytest.approx((sum(last) / 3, min(last), max(last)))
 
-    evaluation = SimpleNamespace(steps=[10_000, 20_000, 30_000], returns=[[0, 10], [500, 700], [2000, 2500]])
+    evaluation = SimpleNamespace(steps=[10_000, 20_000, 30_000], returns=[[0, 10], [2000, 2500], [500, 700]], best=1)
     drawn: list[Any] = []
     monkeypatch.setattr(module.Figure, "savefig", lambda self, path: drawn.append(self))
     untrained = {"random actions": -280.0, "no action (zero)": -1.0}
     for env_id in ("HalfCheetah-v5", "Reacher-v5"):
         module.draw_learning_curve(tmp_path / "a.png", evaluation, untrained, env_id)
     with_sac, without = ([line.get_label() for line in figure.axes[0].lines] for figure in drawn)
-    assert without == ["DiffCrossQ, deterministic", *untrained]
-    assert with_sac == [without[0], "SB3's SAC, recorded (3 seeds)", *untrained]
-    assert list(drawn[0].axes[0].lines[1].get_xdata()) == [10_000, 20_000, 30_000]
+    assert without == ["DiffCrossQ, deterministic", "kept", *untrained]
+    assert with_sac == [*without[:2], "SB3's SAC, recorded (3 seeds)", *untrained]
+    kept, recorded = drawn[0].axes[0].lines[1:3]
+    assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([20_000], [2250])
+    assert list(recorded.get_xdata()) == list(range(10_000, 90_001, 10_000))
 
 
 @pytest.mark.parametrize(

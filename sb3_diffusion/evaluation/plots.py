@@ -12,7 +12,7 @@ from sb3_diffusion.envs.multi_goal import MultiGoal2D
 from sb3_diffusion.envs.turning_double_well import TurningDoubleWell
 from sb3_diffusion.evaluation.density import RewardFunction, boltzmann_density, total_variation
 from sb3_diffusion.evaluation.fidelity import Fidelity
-from sb3_diffusion.evaluation.style import BLACK, BLUE, COLORS, DPI, VERMILLION, WIDTH, bare
+from sb3_diffusion.evaluation.style import BLACK, BLUE, DPI, VERMILLION, WIDTH, bare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,26 +58,34 @@ def plot_density(samples: Mapping[str, np.ndarray], reward_fn: RewardFunction, t
     return figure
 
 
-def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
+def plot_turns(actions: Mapping[str, np.ndarray], temperature: float | Mapping[str, float]) -> Figure:
     """
     What policies sample in each heading of TurningDoubleWell, a column for each policy and a row for each heading, against
     the exact optimal density: no turn makes the future better or worse, so it is that of the reward alone. Peaks higher than
     three rows are cut there, and the legend says so.
 
     :param actions: by the name of the policy, its actions in units of 90° as :func:`turn_mass` draws them, shape (8, n)
-    :param temperature: τ of the optimal density, in units of reward per nat, above 0
+    :param temperature: τ of the optimal density, in units of reward per nat, above 0; or by the name of the policy, each its
+        own: one that has none there is drawn without a density
     :return: the figure; save it with ``figure.savefig(path)``
-    :raises ValueError: if an array does not have eight rows, or for a temperature out of range
+    :raises ValueError: if an array does not have eight rows, for a temperature out of range or of no policy
     """
     from matplotlib.figure import Figure
 
     for name, array in actions.items():
         if np.ndim(array) != 2 or len(array) != 8:
             raise ValueError(f"actions[{name!r}] has shape {np.shape(array)}; allowed: (8, n), one row for each heading")
+    temperatures = temperature if isinstance(temperature, Mapping) else dict.fromkeys(actions, temperature)
+    if unknown := sorted(set(temperatures) - set(actions)):
+        raise ValueError(f"temperature has {', '.join(map(repr, unknown))}, which actions lacks; it has {list(actions)}")
     n_headings = len(TurningDoubleWell.HEADINGS)
     grid = np.linspace(-1.0, 1.0, 401)
-    exact = boltzmann_density(TurningDoubleWell.reward, temperature, grid) / 90
-    row_height = 0.9 / exact.max()  # a heading's row is 1 high
+    exact = {
+        name: boltzmann_density(TurningDoubleWell.reward, temperatures[name], grid) / 90
+        for name in actions
+        if name in temperatures
+    }
+    row_height = 0.9 / max((density.max() for density in exact.values()), default=0.1)  # a heading's row is 1 high
     edges = np.linspace(-90, 90, 61)
     figure = Figure(figsize=(max(3.2, WIDTH / 4 * len(actions) + 0.2), 5.4), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, len(actions), sharex=True, sharey=True, squeeze=False)[0]
@@ -86,23 +94,25 @@ def plot_turns(actions: Mapping[str, np.ndarray], temperature: float) -> Figure:
         for name, array in actions.items()
     }
     sampled = "sampled turns" + (", peaks cut" if np.max(list(heights.values())) > MOST_ROWS else "")
-    for number, (panel, (name, rows)) in enumerate(zip(panels, heights.items(), strict=True)):
+    for panel, (name, rows) in zip(panels, heights.items(), strict=True):
         for heading, row in enumerate(rows):
-            color = COLORS[number % len(COLORS)]
-            options: dict[str, Any] = dict(baseline=heading, fill=True, color=color, alpha=0.6)
+            options: dict[str, Any] = dict(baseline=heading, fill=True, color=BLUE, alpha=0.6)
             tops = heading + np.minimum(row, MOST_ROWS)
             panel.stairs(tops, edges, **options, label=sampled if heading == 0 else None)
-            legend = f"exact, exp(r / {temperature:.3g}) / Z" if heading == 0 else None
-            panel.plot(90 * grid, heading + row_height * exact, color=BLACK, linewidth=1, label=legend)
-        panel.set_title(name, fontsize="medium")
+            if name in exact:
+                legend = "exact, exp(r / τ) / Z" if heading == 0 else None
+                panel.plot(90 * grid, heading + row_height * exact[name], color=BLACK, linewidth=1, label=legend)
+        panel.set_title(
+            f"{name}\n" + (f"τ = {temperatures[name]:.2g}" if name in exact else "no temperature"), fontsize="medium"
+        )
         panel.set_xlabel("turn in degrees")
         panel.set_xticks([-90, -45, 0, 45, 90])
         panel.set_xlim(-90, 90)
         panel.set_yticks(range(n_headings), [f"{45 * heading}°" for heading in range(n_headings)])
         bare(panel)
     panels[0].set_ylabel("heading, and density of the turns there")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    legends = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(legends.values(), legends.keys(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -39,9 +39,11 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, metavar="FILE", help="the campaign, YAML")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: logs/campaigns/<name of FILE>")
     parser.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one per core)")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="run no others")
-    parser.add_argument("--part", metavar="I/N", help="run the I-th of N equal parts, I = 1 … N (for job arrays)")
-    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: host:port, auto, or local for one of its own")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="run no others (all)")
+    parser.add_argument("--part", metavar="I/N", help="for job arrays: run the I-th of N equal parts, I = 1 … N (1/1)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster: host:port, auto, or local for one of its own (none)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how much of it is done")
     return parser
 
