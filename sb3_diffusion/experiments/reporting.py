@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("ENV", "ZERO", "ONE"),
-        help="which values count as 0 and 1 in means over tasks, where no normalisation is known; repeatable (known ones alone)",
+        help="which values count as 0 and 1 in means over tasks, where none are known; repeatable (known ones alone)",
     )
     result.add_argument("--pictures", nargs="*", choices=list(PICTURES), default=list(PICTURES), help="which to draw (all)")
     result.add_argument("--out", type=Path, default=Path("report"), help="how the files' names begin (report)")
