@@ -221,6 +221,10 @@ def main() -> None:
             options = {"state_dependent_readout": readout, "learn_variance": variance}
             for diffusion_steps in arguments.diffusion_steps:
                 rows += run(options, diffusion_steps, arguments.seeds, arguments.updates)
+                told = ", ".join(f"{name} {value}" for name, value in options.items())
+                print(
+                    f"{told}, K = {diffusion_steps}: {len(rows)} policies in {time.perf_counter() - start:.0f} s", flush=True
+                )
     with (arguments.out / "bound_tightness.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -63,6 +63,7 @@ def main() -> None:
     check_number("--seed", arguments.seed, 0, integer=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     th.set_num_threads(1)
+    print(f"training DiffSAC and SAC for {arguments.steps} steps each", flush=True)
     models = (train(algorithm, arguments.steps, arguments.seed) for algorithm in (DiffSAC, SAC))
     draw(*models).savefig(arguments.out / "two_modes.png")
     print(f"wrote {arguments.out / 'two_modes.png'}")
