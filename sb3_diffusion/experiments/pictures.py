@@ -33,6 +33,14 @@ UNITS = {
     "deterministic_length": " in steps",
     "sampled_length": " in steps",
     "path_entropy": " in nats",
+    # What our own metrics measure
+    "path_divergence": " in nats",
+    "bound_gap": " in nats",
+    "divergence": " in nats, 0 is right",
+    "worst_divergence": " in nats, 0 is right",
+    "smallest_share": " of a turn, ½ is right",
+    "goals": " reached, of 4",
+    "entropy": " of shares, 1 is even",
 }
 
 Panel = tuple[str, str]
