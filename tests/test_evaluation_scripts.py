@@ -380,6 +380,18 @@ def test_the_example_of_updates_and_clip_range_is_a_campaign_of_its_grid_and_dra
     figure = module.draw(pd.DataFrame(rows), [2, 8], 1000)
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([925, 926, 927, 928])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["K = 2", "K = 8"]
+    monkeypatch.setattr(sys, "argv", ["updates_and_clip_range.py", "--steps", "10239", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_updates_and_clip_range_can_be_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("updates_and_clip_range", "examples", monkeypatch)
+    table = pd.read_csv(ROOT / "examples" / "results" / "updates_and_clip_range.csv")
+    figure = module.draw(table, [2, 4, 8], 60_000)
+    returns = [line.get_ydata() for axes in figure.axes[:3] for line in axes.lines]
+    assert len(returns) == 9 and np.isfinite(returns).all() and -240 < np.max(returns) < -200
 
 
 def test_contexts_of_truncated_episodes_are_learned_although_they_are_nobodys_next_state(
