@@ -349,6 +349,8 @@ def test_the_pictures_draw_what_the_table_says(campaign: Callable[..., Path]) ->
     assert at_end[at_end[:, 0] == 200][:, 1].min() == pytest.approx(found.low)
     assert at_end[at_end[:, 0] == 200][:, 1].max() == pytest.approx(found.high)
     assert curves[0].get_xlabel() == "environment steps" and curves[0].get_ylabel() == "deterministic return of an episode"
+    assert pictures.quantity("goals", "MultiGoal2D-v0") == "goals reached, of 4"
+    assert pictures.quantity("goals", "Mine-v0") == "goals", "a user's column of that name"
     assert drawn["wall_clock"].axes[0].lines[0].get_xdata() == pytest.approx([0.01, 0.02])
     legend = [text.get_text() for text in drawn["curves"].legends[0].get_texts()]
     assert legend == ["old (seeds 0–4)", "new (seeds 0–4)"]

@@ -33,14 +33,13 @@ UNITS = {
     "deterministic_length": " in steps",
     "sampled_length": " in steps",
     "path_entropy": " in nats",
-    # What our own metrics measure
-    "path_divergence": " in nats",
-    "bound_gap": " in nats",
-    "divergence": " in nats, 0 is right",
-    "worst_divergence": " in nats, 0 is right",
-    "smallest_share": " of a turn, ½ is right",
-    "goals": " reached, of 4",
-    "entropy": " of shares, 1 is even",
+}
+# What ``metrics.mode_coverage`` measures; elsewhere a user's columns may have such names.
+UNITS_HERE = {
+    ("divergence", "TurningGMM-v0"): " in nats, 0 is right",
+    ("smallest_share", "TurningDoubleWell-v0"): " of a turn, ½ is right",
+    ("goals", "MultiGoal2D-v0"): " reached, of 4",
+    ("entropy", "MultiGoal2D-v0"): " of shares, 1 is even",
 }
 
 Panel = tuple[str, str]
@@ -66,7 +65,8 @@ def label(comparison: Comparison, variant: str) -> str:
 
 def quantity(metric: str, environment: str) -> str:
     """:return: the metric with its unit, which a normalised one does not have"""
-    return f"{words(metric)}{UNITS.get(metric, '')}" if environment else f"normalised {words(metric)}"
+    unit = UNITS_HERE.get((metric, environment), UNITS.get(metric, ""))
+    return f"{words(metric)}{unit}" if environment else f"normalised {words(metric)}"
 
 
 def panels_of(comparison: Comparison, over_tasks: bool = True) -> list[Panel]:
