@@ -202,10 +202,10 @@ def record_gif(path: Path, model: DiffCrossQ, env_id: str, seed: int) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=max(2000 // fps, 20), loop=0)
 
 
-def draw_two_modes(seed: int, out: str) -> None:
+def draw_two_modes(steps: int, seed: int, out: str) -> None:
     """Train two small policies of a bandit and draw what they do."""
     th.set_num_threads(1)
-    figure = two_modes.draw(*(two_modes.train(algorithm, seed=seed) for algorithm in (DiffSAC, SAC)))
+    figure = two_modes.draw(*(two_modes.train(algorithm, steps, seed) for algorithm in (DiffSAC, SAC)))
     with replacing(Path(out) / "two_modes.png", ".png") as temporary:
         figure.savefig(temporary)
 
@@ -268,8 +268,11 @@ def main() -> None:
     print(f"{arguments.env}, return without training: {told}")
     print(f"training for {arguments.steps} steps, about {minutes} min on two free cores", flush=True)
 
-    # In a process of its own, on the other core
-    picture = multiprocessing.get_context("spawn").Process(target=draw_two_modes, args=(arguments.seed, str(arguments.out)))
+    # In a process of its own, on the other core; a short demo draws less finished policies
+    two_modes_steps = int(np.clip(arguments.steps, two_modes.FEWEST_STEPS, two_modes.STEPS))
+    picture = multiprocessing.get_context("spawn").Process(
+        target=draw_two_modes, args=(two_modes_steps, arguments.seed, str(arguments.out))
+    )
     picture.start()
     model = DiffCrossQ(
         "MlpPolicy",

@@ -26,9 +26,11 @@ from sb3_diffusion.evaluation.style import BLACK
 from sb3_diffusion.experiments.annealing import Annealing
 
 TEMPERATURE = 0.1
+STEPS = 4_000
+FEWEST_STEPS = 200  # of which 100 are SAC's warm-up
 
 
-def train(algorithm: type[SAC], steps: int = 4_000, seed: int = 0) -> Any:
+def train(algorithm: type[SAC], steps: int = STEPS, seed: int = 0) -> Any:
     """:return: a policy of BimodalBandit"""
     falls = Annealing(what="ent_coef", first=1.0, last=TEMPERATURE, end=0.667, geometric=True)
     policy_kwargs = dict(net_arch=[64, 64])
@@ -55,11 +57,11 @@ def draw(diffusion: Any, gaussian: Any) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4_000, help="of each training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of both (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder (default: %(default)s)")
     arguments = parser.parse_args()
-    check_number("--steps", arguments.steps, 200, integer=True)
+    check_number("--steps", arguments.steps, FEWEST_STEPS, integer=True)
     check_number("--seed", arguments.seed, 0, integer=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     th.set_num_threads(1)

@@ -350,14 +350,14 @@ def test_the_peak_memory_of_a_gradient_step_does_not_grow_with_the_number_of_dif
 def test_the_example_of_bound_tightness_leaves_a_table_in_which_the_bound_is_never_below_the_divergence(
     tmp_path: Path,
 ) -> None:
-    options = ("--updates", "20", "--diffusion-steps", "1", "2", "--seeds", "0", "3", "--out", "results")
+    options = ("--updates", "20", "--diffusion-steps", "1", "2", "--seeds", "3", "--out", "results")
     finished = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "bound_tightness.py"), *options], cwd=tmp_path, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
     rows = pd.read_csv(tmp_path / "results" / "bound_tightness.csv")
-    assert len(rows) == 4 * 2 * 3 * 2
-    assert set(zip(rows["diffusion_steps"], rows["seed"], strict=True)) == {(1, 0), (1, 3), (2, 0), (2, 3)}
+    assert len(rows) == 4 * 2 * 3
+    assert set(zip(rows["diffusion_steps"], rows["seed"], strict=True)) == {(1, 3), (2, 3)}
     assert (rows["marginal_divergence"] > 0).all() and (rows["slack"] > -1e-6).all()
     assert rows["slack"].to_numpy() == pytest.approx((rows["path_divergence"] - rows["marginal_divergence"]).to_numpy())
     assert rows["path_divergence"].nunique() > 20
