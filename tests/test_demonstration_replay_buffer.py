@@ -11,12 +11,13 @@ from envs_for_tests import AnyObservationEnv, AsDict, StrictBoxEnv
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
-from sb3_diffusion import DiffSAC, DiffWPO
+from sb3_diffusion import DiffCrossQ, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
 
 OBSERVATIONS = spaces.Box(-10.0, 10.0, (3,), np.float32)
@@ -267,7 +268,7 @@ def model(algorithm: Any, demonstrations: Any, env: Any = None, policy: str = "M
     )
 
 
-@pytest.mark.parametrize("algorithm", [SAC, DiffSAC, DiffWPO])
+@pytest.mark.parametrize("algorithm", [SAC, TQC, CrossQ, DiffSAC, DiffCrossQ, DiffTQC, DiffWPO])
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -319,6 +320,28 @@ def test_model_and_buffer_are_saved_and_training_goes_on_alike(
         th.manual_seed(3)
         one.train(2, batch_size=16)
     assert all(th.equal(a, b) for a, b in zip(trained.policy.parameters(), loaded.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_buffers_of_dict_observations_and_of_n_step_returns_are_saved_and_go_on_alike(n_steps: int, tmp_path: Path) -> None:
+    def make() -> Any:
+        env = StrictBoxEnv(ACTIONS.low, ACTIONS.high)
+        return AsDict(env) if n_steps == 1 else env
+
+    data = Demonstrations.from_policy(lambda observation: np.array([0.2, 0.1]), make(), 3, seed=0)
+    policy = "MultiInputPolicy" if n_steps == 1 else "MlpPolicy"
+    trained = model(SAC, data, make(), policy, replay_buffer_kwargs=dict(n_steps=n_steps, share=0.3)).learn(20)
+    trained.save(tmp_path / "model")
+    trained.save_replay_buffer(tmp_path / "buffer")
+    loaded = SAC.load(tmp_path / "model")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert type(loaded.replay_buffer) is type(trained.replay_buffer)
+    assert (loaded.replay_buffer.n_steps, loaded.replay_buffer.share, loaded.replay_buffer.size()) == (n_steps, 0.3, 20)
+    batches = []
+    for one in (trained, loaded):
+        np.random.seed(3)
+        batches.append(one.replay_buffer.sample(16))
+    assert th.equal(batches[0].rewards, batches[1].rewards) and th.equal(batches[0].actions, batches[1].actions)
 
 
 def test_demonstrations_that_lie_in_files_are_saved_by_their_place(tmp_path: Path) -> None:
@@ -386,6 +409,15 @@ def test_bad_arguments_are_refused_by_name_before_anything_starts(kwargs: dict[s
 def test_n_step_returns_of_dict_observations_are_refused() -> None:
     with pytest.raises(ValueError, match="n_steps=3 must be 1 for Dict observations"):
         DemonstrationReplayBuffer(50, spaces.Dict(only=OBSERVATIONS), ACTIONS, "cpu", demonstrations=demonstrated(), n_steps=3)
+
+
+def test_optimised_memory_is_refused_where_sb3_has_none() -> None:
+    arguments: dict[str, Any] = dict(demonstrations=demonstrated(), handle_timeout_termination=False)
+    for n_steps, observations in ((1, spaces.Dict(only=OBSERVATIONS)), (3, OBSERVATIONS)):
+        with pytest.raises(ValueError, match="optimize_memory_usage=True must be False for Dict observations and for n_steps"):
+            DemonstrationReplayBuffer(
+                50, observations, ACTIONS, "cpu", optimize_memory_usage=True, n_steps=n_steps, **arguments
+            )
 
 
 def test_a_missing_data_set_is_named() -> None:

@@ -18,7 +18,7 @@ from torch.distributions import Normal
 from sb3_diffusion import DiffCrossQ, DiffPPO, DiffSAC, DiffTQC, DiffWPO
 from sb3_diffusion.common.networks import PartlyFrozenMLP
 from sb3_diffusion.common.objectives.wasserstein import DecisionKernel, chain_kl
-from sb3_diffusion.demonstrations import Demonstrations
+from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations
 
 OFF_POLICY = [DiffSAC, DiffCrossQ, DiffTQC, DiffWPO]
 ALGORITHMS = [*OFF_POLICY, DiffPPO]
@@ -103,6 +103,13 @@ def test_warmed_up_critics_know_the_demonstrations_values_and_nothing_else_has_m
     np.testing.assert_allclose(values.mean(dim=1), [0.25, 0.5, 1.0], atol=0.2)
     losses = logged(model).all("pretrain/critic_loss")
     assert len(losses) == 1 and np.isfinite(losses[0])
+
+
+def test_the_warm_up_has_the_returns_and_time_limits_of_the_trainings_buffer() -> None:
+    kwargs = dict(demonstrations=shown(), n_steps=3, gamma=0.9, handle_timeout_termination=False)
+    model = build(DiffSAC, replay_buffer_class=DemonstrationReplayBuffer, replay_buffer_kwargs=kwargs)
+    buffer = model._demonstration_buffer(shown())
+    assert (buffer.n_steps, buffer.gamma, buffer.handle_timeout_termination, buffer.share) == (3, 0.9, False, 1)
 
 
 @off_policy

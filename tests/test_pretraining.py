@@ -252,6 +252,12 @@ def _first_integer_of_seed(seed: int) -> int:
     return int(np.random.RandomState(seed).randint(2**32 - 1))
 
 
+def test_the_last_epoch_is_logged_whatever_the_interval() -> None:
+    model = build()
+    model.pretrain(imitable(50), n_epochs=5, log_interval=3)
+    assert logged(model).all("epoch") == [3, 5]
+
+
 def test_without_validation_the_last_average_is_taken_and_all_epochs_are_gone_through() -> None:
     model = build()
     model.pretrain(imitable(50), n_epochs=25, validation_fraction=0, patience=1)
@@ -416,6 +422,28 @@ def test_the_callback_takes_the_id_of_a_data_set_and_leaves_the_training_its_fil
     model._custom_logger = False
     model.learn(16, callback=PretrainCallback("zeros-v0", n_epochs=1, validation_fraction=0))
     assert [folder.name for folder in (tmp_path / "logs").iterdir()] == ["DiffSAC_1"]
+
+
+@by_algorithm
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_the_callback_fits_a_vec_normalize_that_has_seen_only_the_first_observations(algorithm: Any, n_envs: int) -> None:
+    env = VecNormalize(DummyVecEnv([StrictBoxEnv] * n_envs))
+    demonstrations = imitable(100)
+    seen: list[Any] = []
+
+    class First(BaseCallback):
+        def _on_training_start(self) -> None:
+            seen.append((copy.deepcopy(env.obs_rms), self.model._last_obs, env.get_original_obs()))
+
+        def _on_step(self) -> bool:
+            return False
+
+    build(algorithm, env).learn(16, [PretrainCallback(demonstrations, n_epochs=1), First()])
+    statistics, first, raw = seen[0]
+    assert statistics.count == pytest.approx(100 + n_envs, abs=1)
+    together = np.concatenate([demonstrations.observations, raw])
+    np.testing.assert_allclose(statistics.mean, together.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(first, (raw - statistics.mean) / np.sqrt(statistics.var + env.epsilon), rtol=1e-5)
 
 
 def test_the_callback_refuses_what_cannot_be_pretrained() -> None:

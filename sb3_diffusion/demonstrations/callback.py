@@ -53,6 +53,10 @@ class PretrainCallback(BaseCallback):
             model.pretrain(demonstrations, **self.pretrain_kwargs)
         finally:
             model._custom_logger = own_logger
+        vec_normalize = model.get_vec_normalize_env()
+        if vec_normalize is not None:
+            # The first observation was normalised before anything was known.
+            model._last_obs = vec_normalize.normalize_obs(vec_normalize.get_original_obs())
         if self.reference_kl_coef is not None:
             model.set_reference(self.reference_kl_coef)
 

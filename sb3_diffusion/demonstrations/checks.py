@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_diffusion.demonstrations.columns import Column, in_pieces, to_space
+from sb3_diffusion.demonstrations.columns import Column, in_pieces, named_columns, to_space
 
 if TYPE_CHECKING:
     from sb3_diffusion.demonstrations.demonstrations import Demonstrations
@@ -125,6 +125,13 @@ def check_observations(name: str, column: Column, space: spaces.Space) -> None:
         warnings.warn(message, stacklevel=5)
 
 
+def check_rewards(rewards: np.ndarray | None) -> None:
+    """:raises ValueError: for rewards that are not finite"""
+    if rewards is not None and not (finite := np.isfinite(rewards)).all():
+        row = int(finite.argmin())
+        raise ValueError(f"the reward at row {row} is {rewards[row]}; rewards that nobody knows are None, all of them")
+
+
 def check_fits(
     demonstrations: "Demonstrations", observation_space: spaces.Space, action_space: spaces.Space, name: str
 ) -> None:
@@ -133,17 +140,19 @@ def check_fits(
         raise ValueError(f"{name} has the action space {action_space}; allowed: Box")
     check_same_actions(demonstrations.action_space, action_space)
     check_actions(demonstrations.actions, action_space)
+    check_rewards(demonstrations.rewards)
     columns: Any = demonstrations.observations
-    if not isinstance(observation_space, spaces.Dict):
-        if isinstance(columns, dict):
-            raise ValueError(f"observations are a dictionary, but the observation space of {name} is {observation_space}")
-        check_observations("observations", columns, observation_space)
-        return
-    if not isinstance(columns, dict) or columns.keys() != observation_space.spaces.keys():
-        given = sorted(columns) if isinstance(columns, dict) else f"an array of shape {columns.shape}"
-        raise ValueError(f"observations are {given}, but {name} observes {sorted(observation_space.spaces)}")
-    for key, space in observation_space.spaces.items():
-        check_observations(f"observations[{key!r}]", columns[key], space)
+    if isinstance(observation_space, spaces.Dict):
+        if not isinstance(columns, dict) or columns.keys() != observation_space.spaces.keys():
+            keys = sorted(columns) if isinstance(columns, dict) else f"an array of shape {columns.shape}"
+            raise ValueError(f"observations are {keys}, but {name} observes {sorted(observation_space.spaces)}")
+    elif isinstance(columns, dict):
+        raise ValueError(f"observations are a dictionary, but the observation space of {name} is {observation_space}")
+    parts: Any = observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space
+    for kind, given in (("observations", columns), ("final_observations", demonstrations.final_observations)):
+        space_of = dict(named_columns(kind, parts))
+        for column_name, column in named_columns(kind, given) if given is not None else ():
+            check_observations(column_name, column, space_of[column_name])
 
 
 def statistics(vec_normalize: VecNormalize) -> dict[str, Any]:
@@ -155,8 +164,8 @@ def statistics(vec_normalize: VecNormalize) -> dict[str, Any]:
 
 
 def has_statistics(vec_normalize: VecNormalize) -> bool:
-    """Whether observations have been seen: a new ``VecNormalize`` counts a fraction of one."""
-    return all(rms.count >= 1 for rms in statistics(vec_normalize).values())
+    """Whether more has been seen than what resets show: a new ``VecNormalize`` counts a fraction of an observation."""
+    return all(rms.count > 2 * vec_normalize.num_envs + 1 for rms in statistics(vec_normalize).values())
 
 
 def check_normalization(demonstrations: "Demonstrations", vec_normalize: VecNormalize) -> None:

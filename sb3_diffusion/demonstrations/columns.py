@@ -1,13 +1,18 @@
 """Columns of a data set: arrays in memory, memory maps or HDF5 data sets, alone or in dictionaries, read row by row."""
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, maybe_transpose
+
+if TYPE_CHECKING:
+    import h5py
 
 # Rows that are read at once by whatever goes through a whole data set
 ROWS_AT_ONCE = 4096
@@ -24,14 +29,47 @@ class MappedFile(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
+    order: Literal["C", "F"] = "C"
 
     @classmethod
     def of(cls, column: np.memmap) -> "MappedFile":
-        return cls(str(column.filename), column.dtype, column.shape, column.offset)
+        order: Literal["C", "F"] = "C" if column.flags.c_contiguous else "F"
+        return cls(str(column.filename), column.dtype, column.shape, column.offset, order)
 
     def open(self) -> np.memmap:
         """:raises FileNotFoundError: if the file has gone"""
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+
+
+class Hdf5Dataset(NamedTuple):
+    """What a pickle holds in the place of an HDF5 data set."""
+
+    path: str
+    name: str
+
+    @classmethod
+    def of(cls, column: "h5py.Dataset") -> "Hdf5Dataset":
+        return cls(os.path.abspath(column.file.filename), column.name)
+
+    def open(self) -> "h5py.Dataset":
+        """:raises FileNotFoundError: if the file has gone"""
+        import h5py
+
+        return h5py.File(self.path, "r")[self.name]
+
+
+def without_data(value: Any) -> Any:
+    """A map of a file, or an HDF5 data set, becomes the place where it lies; anything else stays as it is."""
+    # Not a part of a map, which is a map of the same file in NumPy's eyes
+    if isinstance(value, np.memmap) and not isinstance(value.base, np.ndarray) and value.filename is not None:
+        return MappedFile.of(value)
+    h5py = sys.modules.get("h5py")
+    return Hdf5Dataset.of(value) if h5py is not None and isinstance(value, h5py.Dataset) else value
+
+
+def with_data(value: Any) -> Any:
+    """The reverse of :func:`without_data`."""
+    return value.open() if isinstance(value, (MappedFile, Hdf5Dataset)) else value
 
 
 def map_columns(function: Callable[..., Any], *columns: Any) -> Any:

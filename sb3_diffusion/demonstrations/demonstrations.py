@@ -15,13 +15,14 @@ from sb3_diffusion.demonstrations.checks import check_fits, check_model
 from sb3_diffusion.demonstrations.columns import (
     Column,
     Columns,
-    MappedFile,
     as_column,
     in_pieces,
     map_columns,
     named_columns,
     take,
     to_space,
+    with_data,
+    without_data,
 )
 from sb3_diffusion.demonstrations.minari_files import read_minari, write_minari
 from sb3_diffusion.demonstrations.recording import Controller, copy_episodes, record_episodes
@@ -35,7 +36,7 @@ class Transitions(NamedTuple):
     """
     B steps of demonstrations, copies. ``observations`` and ``next_observations`` (B, *observation shape), or dictionaries of
     such; ``actions`` (B, *action shape) in the environment's units; ``rewards`` (B,) float32; ``terminations`` and
-    ``truncations`` (B,) bool. After a termination the next observation may be any: nothing depends on it.
+    ``truncations`` (B,) bool. Nothing depends on which the next observation is after a termination.
     """
 
     observations: Any
@@ -64,7 +65,7 @@ class Demonstrations:
     * ``truncations`` (N,) bool, True where the record of an episode ends without a termination: a time limit, or data cut off;
     * ``episode_ends`` (E,) int64, ascending: episode e has the rows ``episode_ends[e - 1] … episode_ends[e] - 1``;
     * ``final_observations`` (E, *observation shape), or a dictionary of such: what was seen after the last step of each
-      episode; None if nobody knows. All other next observations are the next row's;
+      episode, finite also where it terminated; None if nobody knows. All other next observations are the next row's;
     * ``observation_space``, ``action_space``: of the environment, or None if nobody said;
     * ``env_spec``: how to make the environment again (Gymnasium), or None.
 
@@ -115,9 +116,9 @@ class Demonstrations:
     ) -> "Demonstrations":
         """
         From arrays, ``np.memmap`` or ``h5py.Dataset`` of N steps in the order in which they were made, episode after episode.
-        Maps are not copied. An episode ends where ``episode_ends`` says so; without it, where something terminates or is
-        truncated, and where a next observation is not the next row's observation. So steps in any order may be given as well,
-        if they come with next observations.
+        Maps are not copied, but for the actions with ``clip_actions``. An episode ends where ``episode_ends`` says so; without
+        it, where something terminates or is truncated, and where a next observation is not the next row's observation. So
+        steps in any order may be given as well, if they come with next observations.
 
         :param observations: (N, *observation shape), or a dictionary of such, as the environment gives them
         :param actions: (N, *action shape), in the environment's units
@@ -450,11 +451,11 @@ class Demonstrations:
         return np.clip(scaled, -1, 1).astype(np.float32).reshape(len(rows), -1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Maps of files are pickled as paths: what they hold may be larger than memory."""
-        return {name: map_columns(_without_map, value) for name, value in self.__dict__.items()}
+        """Maps of files and HDF5 data sets are pickled as places: what they hold may be larger than memory."""
+        return {name: map_columns(without_data, value) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({name: map_columns(_with_map, value) for name, value in state.items()})
+        self.__dict__.update({name: map_columns(with_data, value) for name, value in state.items()})
 
 
 def discontinuities(observations: Columns, next_observations: Columns) -> np.ndarray:
@@ -481,14 +482,3 @@ def discontinuities(observations: Columns, next_observations: Columns) -> np.nda
                 same |= np.isnan(following)
             broken[piece] |= ~same.reshape(len(following), -1).all(axis=1)
     return broken
-
-
-def _without_map(value: Any) -> Any:
-    # Not a part of a map, which is a map of the same file in NumPy's eyes
-    if isinstance(value, np.memmap) and not isinstance(value.base, np.ndarray) and value.filename is not None:
-        return MappedFile.of(value)
-    return value
-
-
-def _with_map(value: Any) -> Any:
-    return value.open() if isinstance(value, MappedFile) else value

@@ -70,7 +70,9 @@ def read_minari(dataset: "MinariDataset | str", folder: str | Path | None) -> di
         if not lengths:
             raise ValueError(f"dataset {dataset.id!r} has no steps")
         names = ("observations", "final_observations", "actions", "rewards", "terminations")
-        columns = {name: writer.columns(name) for name in names}
+        columns: dict[str, Any] = {name: writer.columns(name) for name in names}
+    if np.isnan(columns["rewards"]).all():  # as write_minari writes what nobody knows
+        columns["rewards"] = None
     return dict(
         **columns,
         episode_ends=np.cumsum(lengths),

@@ -24,10 +24,22 @@ class OffPolicyPretrainingMixin(PretrainingMixin, DiffusionOffPolicyAlgorithm):
     _reference_coefficient: th.Tensor
 
     def _demonstration_buffer(self, demonstrations: Demonstrations) -> DemonstrationReplayBuffer:
-        """:raises ValueError: without rewards or next observations"""
-        n_steps: Any = dict(n_steps=self.n_steps, gamma=self.gamma) if self.n_steps > 1 else {}
+        """
+        Demonstrations only, with the returns and time limits of the training's own buffer.
+
+        :raises ValueError: without rewards or next observations
+        """
+        own = self.replay_buffer
         return DemonstrationReplayBuffer(
-            1, self.observation_space, self.action_space, self.device, demonstrations=demonstrations, share=1.0, **n_steps
+            1,
+            self.observation_space,
+            self.action_space,
+            self.device,
+            handle_timeout_termination=getattr(own, "handle_timeout_termination", True),
+            demonstrations=demonstrations,
+            share=1.0,
+            n_steps=getattr(own, "n_steps", 1),
+            gamma=getattr(own, "gamma", self.gamma),
         )
 
     def _check_critic_warmup(self, demonstrations: Demonstrations) -> None:

@@ -106,8 +106,8 @@ class ImitationData:
 
     def fit_normalization(self) -> None:
         """
-        Statistics of a ``VecNormalize`` that has seen nothing yet: those of the demonstrations, of their rewards too where
-        they have some.
+        Statistics of a ``VecNormalize`` that has seen no more than resets: those of the demonstrations, of their rewards too
+        where they have some.
         """
         env, demonstrations = self.vec_normalize, self.demonstrations
         if env is None:
@@ -273,8 +273,8 @@ class PretrainingMixin(BaseAlgorithm):
         and its features extractor. ``predict`` is the imitator afterwards, and ``learn`` goes on from there.
 
         The weights are averaged over updates. After each epoch the average is judged by its likelihood bound on episodes kept
-        apart, and the best average is what the model has in the end. A ``VecNormalize`` that has seen nothing yet is fitted to
-        the demonstrations. After an error the model is as it was.
+        apart, and the best average is what the model has in the end. A ``VecNormalize`` that has seen no more than resets is
+        fitted to the demonstrations. After an error the model is as it was.
 
         Logged: ``pretrain/loss``, ``pretrain/validation_bound`` (nats, of actions in [-1, 1] if squashed),
         ``pretrain/learning_rate``, ``pretrain/epoch``, ``pretrain/n_updates``.
@@ -295,7 +295,7 @@ class PretrainingMixin(BaseAlgorithm):
         :param seed: of the split, the order of the data and all noise; None: SB3's global generators, as they are
         :param callback: called after each epoch, with the averaged weights in the model: ``on_step`` counts epochs, and may
             stop the training. ``num_timesteps`` stands still
-        :param log_interval: epochs between two log entries
+        :param log_interval: epochs between two log entries; the last epoch has one
         :param tb_log_name: the folder for TensorBoard
         :param progress_bar: a bar that counts updates, with tqdm and rich
         :return: the model
@@ -435,9 +435,10 @@ class PretrainingMixin(BaseAlgorithm):
             with borrowed_weights(actor, average.actor.state_dict()):
                 callback.update_locals(locals())
                 goes_on = callback.on_step()
-            if epoch % log_interval == 0:
+            stops = not goes_on or (patience is not None and best_weights is not None and epoch - best_epoch >= patience)
+            if stops or epoch == n_epochs or epoch % log_interval == 0:
                 self.logger.dump(step=n_updates)
-            if not goes_on or (patience is not None and best_weights is not None and epoch - best_epoch >= patience):
+            if stops:
                 break
 
         if bar is not None:

@@ -70,9 +70,20 @@ class DemonstrationReplayBuffer(ReplayBuffer):
     gamma: float
 
     def __new__(
-        cls, buffer_size: Any = None, observation_space: Any = None, *args: Any, n_steps: int = 1, **kwargs: Any
+        cls,
+        buffer_size: Any = None,
+        observation_space: Any = None,
+        *args: Any,
+        n_steps: int = 1,
+        optimize_memory_usage: bool = False,
+        **kwargs: Any,
     ) -> "DemonstrationReplayBuffer":
         check_number("n_steps", n_steps, 1, integer=True)
+        if optimize_memory_usage and (n_steps > 1 or isinstance(observation_space, spaces.Dict)):
+            raise ValueError(
+                "optimize_memory_usage=True must be False for Dict observations and for n_steps > 1: SB3's buffers of those "
+                f"have no such thing (n_steps={n_steps!r})"
+            )
         if cls is not DemonstrationReplayBuffer:  # also when a pickle is read, without arguments
             return super().__new__(cls)
         if isinstance(observation_space, spaces.Dict):
@@ -124,9 +135,6 @@ class DemonstrationReplayBuffer(ReplayBuffer):
             raise ValueError(f"demonstrations={demonstrations!r} must be Demonstrations or the id of a Minari data set")
         if demonstrations.rewards is None:
             raise ValueError(f"demonstrations={demonstrations!r} have no rewards, and a replay buffer needs them")
-        if not np.isfinite(demonstrations.rewards).all():
-            row = int(np.isfinite(demonstrations.rewards).argmin())
-            raise ValueError(f"demonstrations={demonstrations!r}: the reward at row {row} is {demonstrations.rewards[row]}")
         self.demonstrations, self._usable_rows = demonstrations, demonstrations.transition_rows
         if not len(self._usable_rows):
             raise ValueError(
