@@ -1,5 +1,6 @@
 """Demonstrations for environments in which one decision is several actions."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from envs_for_tests import AsDict, StrictBoxEnv
 
 from sb3_diffusion import DiffSAC
 from sb3_diffusion.demonstrations import DemonstrationReplayBuffer, Demonstrations, in_chunks
+from sb3_diffusion.demonstrations.pretraining import ImitationData
 from sb3_diffusion.envs import ActionChunk, MultiGoal2D
 
 
@@ -51,6 +53,22 @@ def test_one_action_a_chunk_changes_nothing_but_the_shape() -> None:
     data, chunks = walks(), in_chunks(walks(), 1)
     assert np.array_equal(chunks.actions[:, 0], data.actions) and np.array_equal(chunks.observations, data.observations)
     assert np.array_equal(chunks.rewards, data.rewards) and np.array_equal(chunks.episode_ends, data.episode_ends)
+
+
+def test_chunks_of_one_episode_stay_together_where_data_is_split() -> None:
+    """All but the chunks' own starts are the same actions."""
+    singles = Demonstrations.from_policy(lambda observation: [0.1], StrictBoxEnv(), 6, seed=0)
+    chunks = in_chunks(singles, 4)
+    assert chunks.episode_sources.tolist() == np.repeat(np.arange(6), 4).tolist()
+    assert in_chunks(singles.select([3, 1]), 2).episode_sources.tolist() == [3, 3, 1, 1]
+    model = DiffSAC("MlpPolicy", ActionChunk(StrictBoxEnv(), 4), buffer_size=10, device="cpu")
+    train, validation = ImitationData(chunks, model, 0.02).split(0.3, np.random.default_rng(0))
+    sources = np.repeat(chunks.episode_sources, chunks.episode_lengths)
+    assert len(validation) > 0 and not set(sources[train]) & set(sources[validation])
+    again = pickle.loads(pickle.dumps(chunks))
+    assert again.episode_sources.tolist() == chunks.episode_sources.tolist()
+    with pytest.raises(ValueError, match="demonstrations=3 must be Demonstrations"):
+        in_chunks(3, 2)  # type: ignore[arg-type]
 
 
 def test_dictionaries_maps_and_unknown_rewards_are_taken(tmp_path: Path) -> None:

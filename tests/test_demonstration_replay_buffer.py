@@ -1,6 +1,7 @@
 """Batches of which a share is demonstrations."""
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +419,42 @@ def test_optimised_memory_is_refused_where_sb3_has_none() -> None:
             DemonstrationReplayBuffer(
                 50, observations, ACTIONS, "cpu", optimize_memory_usage=True, n_steps=n_steps, **arguments
             )
+
+
+def test_a_file_of_another_kind_of_buffer_is_refused_and_the_own_one_stays(
+    demonstrations: Demonstrations, tmp_path: Path
+) -> None:
+    env = StrictBoxEnv(ACTIONS.low, ACTIONS.high)
+    plain = DiffSAC("MlpPolicy", env, buffer_size=100, learning_starts=50, device="cpu").learn(10)
+    plain.save_replay_buffer(tmp_path / "plain")
+    n_steps = model(DiffSAC, demonstrations, replay_buffer_kwargs=dict(n_steps=3)).learn(10)
+    n_steps.save_replay_buffer(tmp_path / "n_steps")
+    with_demonstrations = model(DiffSAC, demonstrations)
+    own = with_demonstrations.replay_buffer
+    for name, holds in (("plain", "ReplayBuffer with n_steps=1"), ("n_steps", "NStepDemo.* with n_steps=3")):
+        with pytest.raises(
+            ValueError, match=f"holds a {holds}, but this model has a DemonstrationReplayBuffer with n_steps=1"
+        ):
+            with_demonstrations.load_replay_buffer(tmp_path / name)
+        assert with_demonstrations.replay_buffer is own
+
+
+def test_demonstrations_that_have_gone_are_named_with_the_way_to_load_without(tmp_path: Path) -> None:
+    env = StrictBoxEnv(ACTIONS.low, ACTIONS.high)
+    data = Demonstrations.from_policy(lambda observation: [0.1, 0.1], env, 1, seed=0, folder=tmp_path / "maps")
+    model(DiffSAC, data).save(tmp_path / "model")
+    DiffSAC.load(tmp_path / "model")
+    shutil.rmtree(tmp_path / "maps")
+    with pytest.raises(FileNotFoundError, match=r"demonstrations in .*maps.* have gone; .*custom_objects"):
+        DiffSAC.load(tmp_path / "model")
+    DiffSAC.load(tmp_path / "model", custom_objects=dict(replay_buffer_class=None, replay_buffer_kwargs={}))
+
+
+def test_a_share_that_is_changed_to_no_share_is_named() -> None:
+    buffer = a_buffer()
+    buffer.share = -1
+    with pytest.raises(ValueError, match="share=-1 must be"):
+        buffer.sample(4)
 
 
 def test_a_missing_data_set_is_named() -> None:

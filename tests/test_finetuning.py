@@ -273,6 +273,20 @@ def test_a_model_with_a_reference_is_saved_and_loaded_with_it(algorithm: Any, tm
     assert algorithm.load(tmp_path / "free", device="cpu").reference_actor is None
 
 
+def test_a_pull_is_dropped_where_the_other_model_has_none_and_missed_before_anything_is_written(tmp_path: Path) -> None:
+    pulled, free = build(DiffSAC), build(DiffSAC)
+    pulled.set_reference(0.1)
+    free.set_parameters(pulled.get_parameters())
+    assert free.reference_actor is None and changed(weights(pulled.actor), free.actor) == []
+    pulled.save(tmp_path / "pulled")
+    assert DiffSAC.load(tmp_path / "pulled", custom_objects=dict(reference_kl_coef=None)).reference_actor is None
+    scatter_weights(free.policy)
+    before = weights(pulled.policy)
+    with pytest.raises(ValueError, match=r"this model is pulled to one.*set_reference\(None\)"):
+        pulled.set_parameters(free.get_parameters())
+    assert changed(before, pulled.policy) == []
+
+
 @pytest.mark.parametrize("kl_coef", [-0.1, "much", lambda progress: -progress])
 def test_a_bad_coefficient_is_refused(kl_coef: Any) -> None:
     model = build(DiffSAC)

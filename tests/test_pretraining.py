@@ -446,6 +446,46 @@ def test_the_callback_fits_a_vec_normalize_that_has_seen_only_the_first_observat
     np.testing.assert_allclose(first, (raw - statistics.mean) / np.sqrt(statistics.var + env.epsilon), rtol=1e-5)
 
 
+def test_the_callback_leaves_a_loaded_model_alone(tmp_path: Path) -> None:
+    callback = PretrainCallback(imitable(50), n_epochs=1)
+    model = build().learn(40, callback=callback)
+    model.save(tmp_path / "model")
+    loaded = DiffSAC.load(tmp_path / "model", env=StrictBoxEnv())
+    loaded.set_logger(Logger(None, [Recorded()]))
+    loaded.learn(2, callback=callback)
+    assert loaded.num_timesteps == 2 and logged(loaded).all("loss") == []
+
+
+def test_the_callback_with_images_around_which_sb3_puts_a_wrapper() -> None:
+    image = spaces.Box(0, 255, (40, 36, 3), np.uint8)
+    env = VecNormalize(DummyVecEnv([lambda: AnyObservationEnv(image)]), norm_obs=False)
+    demonstrations = Demonstrations.from_policy(lambda observation: [0.2], AnyObservationEnv(image), 1, seed=0)
+    small = dict(features_extractor_class=SmallImageExtractor)
+    model = build(DiffPPO, env, "CnnPolicy", small).learn(16, callback=PretrainCallback(demonstrations, n_epochs=1))
+    assert model.num_timesteps == 16
+
+
+def test_the_callback_refuses_its_arguments_when_it_is_made() -> None:
+    for arguments, message in (
+        (dict(reference_kl_coef=-1), "reference_kl_coef=-1 must be"),
+        (dict(n_epoch=3), "PretrainCallback, arguments of pretrain: .*'n_epoch'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PretrainCallback(imitable(5), **arguments)
+
+
+def test_an_eval_callback_takes_nothing_from_the_epochs_log() -> None:
+    model = build()
+    model.pretrain(imitable(50), n_epochs=2, callback=EvalCallback(Monitor(StrictBoxEnv()), eval_freq=1, verbose=0))
+    steps = [entry["step"] for entry in logged(model).entries if "pretrain/epoch" in entry]
+    assert len(steps) == 2 and 0 < steps[0] < steps[1]
+
+
+def test_a_single_short_episode_leaves_a_row_to_train_on() -> None:
+    build().pretrain(single_episode := imitable(2).select([0]), n_epochs=1, validation_fraction=0.9)
+    assert len(single_episode) == 1
+
+
 def test_the_callback_refuses_what_cannot_be_pretrained() -> None:
     with pytest.raises(ValueError, match=r"PretrainCallback: SAC has no pretrain"):
         SAC("MlpPolicy", StrictBoxEnv()).learn(4, callback=PretrainCallback(imitable()))

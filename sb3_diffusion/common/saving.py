@@ -205,6 +205,14 @@ class SafeSaveMixin(BaseAlgorithm):
         if not isinstance(given, dict):
             read_description(given)
         parameters = given if isinstance(given, dict) else load_from_zip_file(given, device=device, load_data=False)[1]
+        has_pull, with_pull = getattr(self, "reference_actor", None) is not None, "reference_actor" in parameters
+        if with_pull and not has_pull:
+            parameters = {name: value for name, value in parameters.items() if name != "reference_actor"}
+        elif has_pull and not with_pull and exact_match:
+            raise UnfitParameters(
+                "these parameters have no reference, but this model is pulled to one; allowed: after set_reference(None), or "
+                "with exact_match=False"
+            )
         if "ent_coef_optimizer" in parameters and self.ent_coef_optimizer is None:
             raise UnfitParameters(
                 f"ent_coef={self.ent_coef!r}, but these parameters come with a learned temperature; allowed: 'auto', or to "
@@ -278,6 +286,10 @@ class SafeOffPolicySaveMixin(SafeSaveMixin, OffPolicyAlgorithm):
             fitting = (get_obs_shape(self.observation_space), get_action_dim(self.action_space))
             if (loaded.obs_shape, loaded.action_dim) != fitting:
                 raise ValueError(f"{path} holds a replay buffer of other observations or actions than this model's")
+            kinds = [(type(buffer).__name__, getattr(buffer, "n_steps", 1)) for buffer in (loaded, earlier)]
+            if earlier is not None and kinds[0] != kinds[1]:
+                told, own = (f"{name} with n_steps={n_steps}" for name, n_steps in kinds)
+                raise ValueError(f"{path} holds a {told}, but this model has a {own}: make the model with that one")
         except (OSError, ValueError, AssertionError):
             loaded, self.replay_buffer = self.replay_buffer, earlier
             if not isinstance(loaded, ReplayBuffer):

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_diffusion.demonstrations.columns import Column, in_pieces, named_columns, to_space
 
@@ -53,6 +53,7 @@ def check_actions(actions: Column, action_space: spaces.Box) -> None:
     """
     :raises ValueError: for actions of another shape, not finite, or outside the bounds by more than rounding
     """
+    check_numbers("actions", actions)
     if actions.shape[1:] != action_space.shape:
         raise ValueError(f"actions have the shape {actions.shape[1:]}, but the action space is {action_space}")
     n_outside, furthest = 0, 0.0
@@ -88,13 +89,21 @@ def check_same_actions(demonstrated: spaces.Space | None, action_space: spaces.B
         )
 
 
-def check_observations(name: str, column: Column, space: spaces.Space) -> None:
+def check_numbers(name: str, column: Column) -> None:
+    """:raises ValueError: unless it holds real numbers"""
+    if column.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are {column.dtype}; allowed: real numbers")
+
+
+def check_observations(name: str, column: Column, space: spaces.Space, ends: bool = False) -> None:
     """
     :param name: as messages call it
     :param column: (N, …)
     :param space: of one observation; an image's axes may be in another order
+    :param ends: seen when an episode ended, maybe because a bound was left: outside the bounds they are a warning
     :raises ValueError: for another shape or type, not finite, or for the most part outside the bounds
     """
+    check_numbers(name, column)
     shape = column.shape[1:]
     if is_image_space(space) and len(shape) == len(space.shape or ()):
         shape = to_space(np.asarray(column[:1]), space).shape[1:]
@@ -119,7 +128,7 @@ def check_observations(name: str, column: Column, space: spaces.Space) -> None:
         if example is None and wrong.any():
             example = values[wrong.argmax()].tolist()
     message = f"{name}: {n_outside} of {len(column)} rows lie outside {space}, the first is {example}"
-    if n_outside > OUTLIERS * len(column) or (n_outside and not isinstance(space, spaces.Box)):
+    if n_outside and (not isinstance(space, spaces.Box) or (n_outside > OUTLIERS * len(column) and not ends)):
         raise ValueError(f"{message}. Other units than the environment's, or already normalised?")
     if n_outside:
         warnings.warn(message, stacklevel=5)
@@ -152,7 +161,7 @@ def check_fits(
     for kind, given in (("observations", columns), ("final_observations", demonstrations.final_observations)):
         space_of = dict(named_columns(kind, parts))
         for column_name, column in named_columns(kind, given) if given is not None else ():
-            check_observations(column_name, column, space_of[column_name])
+            check_observations(column_name, column, space_of[column_name], ends=kind == "final_observations")
 
 
 def statistics(vec_normalize: VecNormalize) -> dict[str, Any]:
@@ -166,6 +175,17 @@ def statistics(vec_normalize: VecNormalize) -> dict[str, Any]:
 def has_statistics(vec_normalize: VecNormalize) -> bool:
     """Whether more has been seen than what resets show: a new ``VecNormalize`` counts a fraction of an observation."""
     return all(rms.count > 2 * vec_normalize.num_envs + 1 for rms in statistics(vec_normalize).values())
+
+
+def check_not_stacked(env: VecEnv | None, vec_normalize: VecNormalize) -> None:
+    """:raises ValueError: for frames that are stacked around ``VecNormalize``"""
+    while isinstance(env, VecEnvWrapper) and env is not vec_normalize:
+        if isinstance(env, VecFrameStack):
+            raise ValueError(
+                "env has VecFrameStack around VecNormalize: raw observations would not be what the policy sees; allowed: "
+                "VecNormalize around all wrappers that change observations"
+            )
+        env = env.venv
 
 
 def check_normalization(demonstrations: "Demonstrations", vec_normalize: VecNormalize) -> None:
@@ -192,6 +212,8 @@ def check_normalization(demonstrations: "Demonstrations", vec_normalize: VecNorm
 def check_model(demonstrations: "Demonstrations", model: BaseAlgorithm) -> None:
     """For parameters and errors see ``Demonstrations.check``."""
     vec_normalize = model.get_vec_normalize_env()
+    if vec_normalize is not None:
+        check_not_stacked(model.get_env(), vec_normalize)
     # What lies below VecNormalize are the raw observations.
     space = model.observation_space if vec_normalize is None else vec_normalize.venv.observation_space
     check_fits(demonstrations, space, model.action_space, type(model).__name__)

@@ -17,8 +17,8 @@ def in_chunks(
     """
     The same demonstrations for the environment in :class:`~sb3_diffusion.envs.ActionChunk`. A chunk may begin at any step:
     each episode of T steps becomes ``min(length, T)`` episodes of chunks that begin one step later each, so there are as many
-    chunks as there were steps. The last chunk of an episode is filled up with its last action; that is never executed, and no
-    reward counts there.
+    chunks as there were steps; they stay together where data is split. The last chunk of an episode is filled up with its last
+    action; that is never executed, and no reward counts there.
 
     :param demonstrations: N steps of single actions
     :param length: actions in a chunk, ≥ 1, the wrapper's
@@ -29,8 +29,11 @@ def in_chunks(
     """
     check_number("length", length, 1, integer=True)
     check_number("gamma", gamma, 0, 1)
+    if not isinstance(demonstrations, Demonstrations):
+        raise ValueError(f"demonstrations={demonstrations!r} must be Demonstrations")
     steps, discounts = np.arange(length), gamma ** np.arange(length)
     episode_lengths: list[int] = []
+    episode_sources: list[int] = []
     names = ["observations", "actions", "terminations"]
     with ColumnWriter(folder) as writer:
         for episode, (start, end) in enumerate(zip(demonstrations.episode_starts, demonstrations.episode_ends, strict=True)):
@@ -51,6 +54,7 @@ def in_chunks(
                         "final_observations", map_columns(lambda c, e=last: take(c, e), demonstrations.final_observations)
                     )
                 episode_lengths.append(len(beginnings))
+                episode_sources.append(int(demonstrations.episode_sources[episode]))
         names += ["rewards"] * (demonstrations.rewards is not None)
         names += ["final_observations"] * (demonstrations.final_observations is not None)
         columns: dict[str, Any] = {name: writer.columns(name) for name in names}
@@ -63,4 +67,5 @@ def in_chunks(
         episode_ends=np.cumsum(episode_lengths),
         observation_space=demonstrations.observation_space,
         action_space=box,
+        episode_sources=episode_sources,
     )

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # Rows that are read at once by whatever goes through a whole data set
 ROWS_AT_ONCE = 4096
 
+WITHOUT_DEMONSTRATIONS = (
+    "to load a model without: load(…, custom_objects=dict(replay_buffer_class=None, replay_buffer_kwargs={}))"
+)
+
 # Anything with shape, dtype and rows: np.ndarray, np.memmap, h5py.Dataset
 Column = Any
 Columns = Column | dict[str, Column]
@@ -68,8 +72,17 @@ def without_data(value: Any) -> Any:
 
 
 def with_data(value: Any) -> Any:
-    """The reverse of :func:`without_data`."""
-    return value.open() if isinstance(value, (MappedFile, Hdf5Dataset)) else value
+    """
+    The reverse of :func:`without_data`.
+
+    :raises FileNotFoundError: if the file has gone
+    """
+    if not isinstance(value, (MappedFile, Hdf5Dataset)):
+        return value
+    try:
+        return value.open()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the demonstrations in {value.path} have gone; {WITHOUT_DEMONSTRATIONS}") from error
 
 
 def map_columns(function: Callable[..., Any], *columns: Any) -> Any:

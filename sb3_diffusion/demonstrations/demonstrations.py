@@ -47,6 +47,47 @@ class Transitions(NamedTuple):
     truncations: np.ndarray
 
 
+def number_of(actions: Column) -> int:
+    """:raises ValueError: for no rows of actions"""
+    if actions.ndim == 0:
+        raise ValueError(f"actions={actions!r} must be rows, one for each step")
+    if len(actions) == 0:
+        raise ValueError("actions are empty: demonstrations need at least one step")
+    return len(actions)
+
+
+def whole_numbers(name: str, values: Any) -> np.ndarray:
+    """
+    :return: int64
+    :raises ValueError: for something else
+    """
+    array = np.asarray(values)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name}={values!r} must be integers")
+    return array.astype(np.int64)
+
+
+def check_rows(name: str, columns: Columns, n_steps: int) -> None:
+    """:raises ValueError: unless every column has a row for each step"""
+    if isinstance(columns, dict) and not columns:
+        raise ValueError(f"{name} are an empty dictionary")
+    for column_name, column in named_columns(name, columns):
+        if column.ndim == 0 or len(column) != n_steps:
+            raise ValueError(
+                f"{column_name} of shape {column.shape}: there are {n_steps} actions, and so many rows are wanted"
+            )
+
+
+def check_ends(episode_ends: np.ndarray, n_steps: int) -> None:
+    """:raises ValueError: unless they are the ends of episodes that fill all rows"""
+    ends = episode_ends
+    if ends.ndim != 1 or len(ends) == 0 or ends[0] < 1 or (np.diff(ends) < 1).any() or ends[-1] != n_steps:
+        raise ValueError(
+            f"episode_ends={ends!r} must ascend from at least 1 to {n_steps}, the number of steps: each is one more than the "
+            "last row of its episode"
+        )
+
+
 class Demonstrations:
     """
     Episodes, one after the other, in rows: row i is one step. Arrays may lie in memory or be maps of files (``np.memmap``,
@@ -66,6 +107,8 @@ class Demonstrations:
     * ``episode_ends`` (E,) int64, ascending: episode e has the rows ``episode_ends[e - 1] … episode_ends[e] - 1``;
     * ``final_observations`` (E, *observation shape), or a dictionary of such: what was seen after the last step of each
       episode, finite also where it terminated; None if nobody knows. All other next observations are the next row's;
+    * ``episode_sources`` (E,) int64: episodes with the same number are made of the same one, as those of action chunks are,
+      and stay together where data is split; by default all differ;
     * ``observation_space``, ``action_space``: of the environment, or None if nobody said;
     * ``env_spec``: how to make the environment again (Gymnasium), or None.
 
@@ -83,11 +126,14 @@ class Demonstrations:
         observation_space: spaces.Space | None = None,
         action_space: spaces.Space | None = None,
         env_spec: EnvSpec | None = None,
+        episode_sources: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         self.observations = map_columns(as_column, observations)
         self.actions = as_column(actions)
-        n_steps = len(self.actions)
-        self.episode_ends = np.asarray(episode_ends, dtype=np.int64)
+        n_steps = number_of(self.actions)
+        self.episode_ends = whole_numbers("episode_ends", episode_ends)
+        sources = np.arange(len(self.episode_ends)) if episode_sources is None else episode_sources
+        self.episode_sources = whole_numbers("episode_sources", sources)
         self.rewards = None if rewards is None else np.asarray(rewards, dtype=np.float32)
         self.terminations = np.zeros(n_steps, dtype=bool) if terminations is None else np.asarray(terminations, dtype=bool)
         self.final_observations = None if final_observations is None else map_columns(as_column, final_observations)
@@ -136,7 +182,8 @@ class Demonstrations:
         :raises ValueError: for arrays that do not fit together, naming which
         """
         observations, actions = map_columns(as_column, observations), as_column(actions)
-        n_steps = len(actions)
+        n_steps = number_of(actions)
+        check_rows("observations", observations, n_steps)
         breaks = np.zeros(n_steps, dtype=bool)
         if next_observations is not None:
             if final_observations is not None:
@@ -155,8 +202,10 @@ class Demonstrations:
             ends[-1:] = True
             episode_ends = np.flatnonzero(ends) + 1
         else:
+            episode_ends = whole_numbers("episode_ends", episode_ends)
+            check_ends(episode_ends, n_steps)
             given = np.zeros(n_steps + 1, dtype=bool)
-            given[np.clip(np.asarray(episode_ends, dtype=np.int64), 0, n_steps)] = True
+            given[episode_ends] = True
             for name, flags in (("truncations", ends), ("next_observations", breaks)):
                 if (stray := flags & ~given[1:]).any():
                     raise ValueError(f"{name} end an episode at row {int(stray.argmax())}, but episode_ends does not")
@@ -259,15 +308,15 @@ class Demonstrations:
         """
         numbers = np.arange(self.n_episodes)
         try:
-            chosen = numbers[np.asarray(episodes)] if len(episodes) else numbers[:0]
+            chosen = numbers[np.asarray(episodes)] if np.size(episodes) else numbers[:0]
         except IndexError:
             chosen = numbers[:0]
-        if chosen.ndim != 1 or len(chosen) == 0:
+        if np.ndim(chosen) != 1 or len(chosen) == 0:
             raise ValueError(f"episodes={episodes!r} must be numbers from 0 to {self.n_episodes - 1}, at least one")
         names = ("observations", "actions", "rewards", "terminations", "final_observations")
         data = copy_episodes({name: getattr(self, name) for name in names}, self.episode_ends, chosen, folder)
         spaces_and_spec = {name: getattr(self, name) for name in ("observation_space", "action_space", "env_spec")}
-        return type(self)(**data, **spaces_and_spec)
+        return type(self)(**data, **spaces_and_spec, episode_sources=self.episode_sources[chosen])
 
     def check_spaces(self, observation_space: spaces.Space, action_space: spaces.Space, name: str = "the environment") -> None:
         """
@@ -293,24 +342,19 @@ class Demonstrations:
 
     def _check_arrays(self) -> None:
         n_steps = len(self.actions)
-        if n_steps == 0:
-            raise ValueError("actions are empty: demonstrations need at least one step")
-        columns = dict(named_columns("observations", self.observations))
-        columns |= {"terminations": self.terminations}
+        check_rows("observations", self.observations, n_steps)
+        check_rows("terminations", self.terminations, n_steps)
+        columns: dict[str, Column] = {"terminations": self.terminations}
         if self.rewards is not None:
             columns["rewards"] = self.rewards
-        for name, column in columns.items():
-            if column.ndim == 0 or len(column) != n_steps:
-                raise ValueError(f"{name} of shape {column.shape}: there are {n_steps} actions, and so many rows are wanted")
+            check_rows("rewards", self.rewards, n_steps)
         for name in ("rewards", "terminations"):
             if name in columns and columns[name].ndim != 1:
                 raise ValueError(f"{name} of shape {columns[name].shape} must have the shape ({n_steps},)")
         ends = self.episode_ends
-        if ends.ndim != 1 or len(ends) == 0 or ends[0] < 1 or (np.diff(ends) < 1).any() or ends[-1] != n_steps:
-            raise ValueError(
-                f"episode_ends={ends!r} must ascend from at least 1 to {n_steps}, the number of steps: each is one more than "
-                "the last row of its episode"
-            )
+        check_ends(ends, n_steps)
+        if self.episode_sources.shape != ends.shape:
+            raise ValueError(f"episode_sources of shape {self.episode_sources.shape} must have the shape {ends.shape}")
         inside = self.terminations.copy()
         inside[ends - 1] = False
         if inside.any():
@@ -455,6 +499,8 @@ class Demonstrations:
         return {name: map_columns(without_data, value) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickles that are older than the attribute
+        self.episode_sources = np.arange(len(state["episode_ends"]))
         self.__dict__.update({name: map_columns(with_data, value) for name, value in state.items()})
 
 

@@ -85,23 +85,24 @@ class ImitationData:
     def split(self, validation_fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """
         Rows to train on and rows to judge by: whole episodes, because neighbours in time are alike; of a single episode, its
-        end.
+        end. Episodes of one source count as one.
 
         :param validation_fraction: share of the steps that is wanted for judging
         :param rng: chooses the episodes
         :return: rows in ascending order
         """
-        n_steps, lengths = len(self.demonstrations), self.demonstrations.episode_lengths
+        demonstrations, n_steps = self.demonstrations, len(self.demonstrations)
+        _, source_of = np.unique(demonstrations.episode_sources, return_inverse=True)
+        lengths = np.bincount(source_of, demonstrations.episode_lengths)
         wanted = validation_fraction * n_steps
         validation = np.zeros(n_steps, dtype=bool)
         if len(lengths) == 1:
-            validation[n_steps - round(wanted) :] = wanted >= 0.5
+            validation[max(1, n_steps - round(wanted)) :] = wanted >= 0.5
         elif wanted > 0:
             order = rng.permutation(len(lengths))
             # At least one episode on either side
             n_episodes = min(max(1, int((lengths[order].cumsum() <= wanted).sum())), len(lengths) - 1)
-            for episode in order[:n_episodes]:
-                validation[self.demonstrations.episode_starts[episode] : self.demonstrations.episode_ends[episode]] = True
+            validation = np.repeat(np.isin(source_of, order[:n_episodes]), demonstrations.episode_lengths)
         return np.flatnonzero(~validation), np.flatnonzero(validation)
 
     def fit_normalization(self) -> None:
@@ -432,14 +433,15 @@ class PretrainingMixin(BaseAlgorithm):
             self.logger.record("pretrain/learning_rate", rate)
             self.logger.record("pretrain/epoch", epoch)
             self.logger.record("pretrain/n_updates", n_updates, exclude="tensorboard")
+            if epoch % log_interval == 0:
+                self.logger.dump(step=n_updates)
             with borrowed_weights(actor, average.actor.state_dict()):
                 callback.update_locals(locals())
                 goes_on = callback.on_step()
-            stops = not goes_on or (patience is not None and best_weights is not None and epoch - best_epoch >= patience)
-            if stops or epoch == n_epochs or epoch % log_interval == 0:
-                self.logger.dump(step=n_updates)
-            if stops:
+            if not goes_on or (patience is not None and best_weights is not None and epoch - best_epoch >= patience):
                 break
+        if self.logger.name_to_value:
+            self.logger.dump(step=n_updates)
 
         if bar is not None:
             bar.refresh()

@@ -1,5 +1,6 @@
 """Demonstrations from what an SB3 algorithm has in its replay buffer."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def read_replay_buffer(source: BaseAlgorithm | ReplayBuffer | str | Path) -> dic
     if buffer.size() == 0:
         raise ValueError("the replay buffer is empty")
 
+    if not buffer.handle_timeout_termination:
+        warnings.warn(
+            "source: a replay buffer with handle_timeout_termination=False does not tell time limits from terminations; "
+            "all of its episodes count as terminated",
+            stacklevel=3,
+        )
     # In the order in which it was written; without stored next observations the oldest row has lost its observation.
     rows = np.arange(buffer.pos)
     if buffer.full:

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_diffusion.common.validation import check_number
-from sb3_diffusion.demonstrations.columns import map_columns
+from sb3_diffusion.demonstrations.columns import WITHOUT_DEMONSTRATIONS, map_columns
 from sb3_diffusion.demonstrations.demonstrations import Demonstrations
 
 Samples = TypeVar("Samples", ReplayBufferSamples, DictReplayBufferSamples)
@@ -130,7 +130,11 @@ class DemonstrationReplayBuffer(ReplayBuffer):
     def _set_demonstrations(self, demonstrations: Any) -> None:
         """:raises ValueError: unless there are transitions with rewards"""
         if isinstance(demonstrations, str):
-            demonstrations = Demonstrations.from_minari(demonstrations)
+            try:
+                demonstrations = Demonstrations.from_minari(demonstrations)
+            except FileNotFoundError as error:
+                message = f"demonstrations={demonstrations!r}: there is no such local Minari data set"
+                raise FileNotFoundError(f"{message}; {WITHOUT_DEMONSTRATIONS}") from error
         if not isinstance(demonstrations, Demonstrations):
             raise ValueError(f"demonstrations={demonstrations!r} must be Demonstrations or the id of a Minari data set")
         if demonstrations.rewards is None:
@@ -149,6 +153,7 @@ class DemonstrationReplayBuffer(ReplayBuffer):
         :param env: with the statistics to normalise observations and rewards with
         :return: B transitions
         """
+        check_number("share", self.share, 0, 1)
         n_demonstrated = batch_size
         if self.size() > 0:
             wanted = self.share * batch_size + self._owed
