@@ -12,9 +12,9 @@ reaches in 100 000 steps, and leave --episodes of them as a local Minari data se
 Walker2d's seed is that of an agent with a regular gait (return 400 ± 40; seeds 1000 and 1001 gave 365 ± 117 and 484 ± 257).
 The campaign compares, at equal environment steps:
 
-* ``pretrained``: DiffCrossQ imitates the episodes before its first step, its critics learn from them, and then half of each
-  batch comes from them
-* ``from-scratch``: DiffCrossQ alone
+* ``diffcrossq-pretrained``: DiffCrossQ imitates the episodes before its first step, its critics learn from them, and then half
+  of each batch comes from them
+* ``diffcrossq``: DiffCrossQ from scratch
 * ``sac-with-demonstrations``: Stable-Baselines3's SAC with the same replay buffer
 """
 
