@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_diffusion import DiffPPO, DiffSAC
 from sb3_diffusion.demonstrations import Demonstrations
 from sb3_diffusion.demonstrations import columns as columns_module
+from sb3_diffusion.envs import ActionChunk
 
 minari = pytest.importorskip("minari")  # Minari 0.5.4 needs Python 3.11
 
@@ -224,6 +225,8 @@ def test_recording_refuses_bad_arguments() -> None:
         (dict(env=3), "env=3"),
         (dict(env=DummyVecEnv([lambda: gym.make("CartPole-v1")])), "action space"),
         (dict(policy=lambda observation: [np.nan]), "finite"),
+        (dict(policy=lambda observation: [0.0, 0.0]), r"action of the shape \(2,\); allowed: \(1,\)"),
+        (dict(policy=lambda observation: [[0.0, 0.0]], env=ActionChunk(env, 2)), r"shape \(1, 2\); allowed: \(2, 1\)"),
         (dict(env=VecFrameStack(VecNormalize(DummyVecEnv([StrictBoxEnv])), 2)), "VecFrameStack around VecNormalize"),
     ):
         with pytest.raises(ValueError, match=message):

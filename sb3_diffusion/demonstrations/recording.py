@@ -193,9 +193,14 @@ def _record(actor: Actor, env: VecEnv, action_space: spaces.Box, n_episodes: int
     wanted = [(n_episodes + i) // n_envs for i in range(n_envs)]
     steps: list[list[tuple[Any, np.ndarray, float]]] = [[] for _ in range(n_envs)]
     lengths = []
+    size = int(np.prod(action_space.shape))
+    shapes: set[tuple[int, ...]] = {action_space.shape, (size,)} | ({()} if size == 1 else set())
     observations, starts = env.reset(), np.ones(n_envs, dtype=bool)
     while any(wanted):
-        actions = np.asarray(actor(observations, starts), dtype=action_space.dtype).reshape(n_envs, *action_space.shape)
+        actions = np.asarray(actor(observations, starts), dtype=action_space.dtype)
+        if actions.shape[1:] not in shapes:
+            raise ValueError(f"policy gave an action of the shape {actions.shape[1:]}; allowed: {action_space.shape}")
+        actions = actions.reshape(n_envs, *action_space.shape)
         if not np.isfinite(actions).all():
             raise ValueError(f"policy gave the action {actions.tolist()}; allowed: finite numbers")
         actions = np.clip(actions, action_space.low, action_space.high)
