@@ -278,7 +278,8 @@ class Demonstrations:
     def from_replay_buffer(cls, source: BaseAlgorithm | ReplayBuffer | str | Path) -> "Demonstrations":
         """
         From what an off-policy algorithm of SB3 has seen, in the environment's units again. Rows of one environment are
-        brought together; where the buffer has forgotten the start of an episode, the rest is an episode.
+        brought together; where the buffer has forgotten the start of an episode, the rest is an episode. A buffer with
+        ``handle_timeout_termination=False`` took time limits for terminations, and so they are here, with a warning.
 
         :param source: a model, a ``ReplayBuffer``, or a file of ``save_replay_buffer``
         :raises ValueError: where there is no replay buffer, or an empty one, or one of discrete actions
